@@ -1,0 +1,82 @@
+// The Python face of the CPU kernels: addresses in as integers, the GIL released, one call.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <string>
+
+#include "cpu/analog_bits.h"
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+bool avx2_supported() {
+#if FOVEATE_HAS_AVX2_SET
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("bmi2");
+#else
+  return false;
+#endif
+}
+
+bool use_avx2 = avx2_supported();
+
+// Pointers cross as integers (tensor.data_ptr()), everything else as itself.
+template <typename T>
+struct Wire {
+  using type = T;
+  static T unpack(T value) { return value; }
+};
+template <typename T>
+struct Wire<T*> {
+  using type = std::uintptr_t;
+  static T* unpack(std::uintptr_t address) { return reinterpret_cast<T*>(address); }
+};
+
+template <typename R, typename... A>
+void def(py::module_& m, const char* name, R (*baseline)(A...), R (*avx2)(A...)) {
+  m.def(name, [=](typename Wire<A>::type... args) -> R {
+    py::gil_scoped_release nogil;
+    return (use_avx2 ? avx2 : baseline)(Wire<A>::unpack(args)...);
+  });
+}
+
+#if FOVEATE_HAS_AVX2_SET
+#define FOVEATE_DEF(m, fn) def(m, #fn, &foveate::baseline::fn, &foveate::avx2::fn)
+#else
+#define FOVEATE_DEF(m, fn) def(m, #fn, &foveate::baseline::fn, &foveate::baseline::fn)
+#endif
+
+void set_isa(const std::string& name) {
+  if (name != "baseline" && !(name == "avx2" && avx2_supported())) {
+    throw py::value_error("isa must be 'baseline'" +
+                          std::string(avx2_supported() ? " or 'avx2'" : " on this machine") +
+                          ", got '" + name + "'");
+  }
+  use_avx2 = name == "avx2";
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "CPU kernels of foveate; called by foveate.ops.*.cpu";
+  m.def("set_isa", &set_isa, "choose the instruction set: 'baseline' or 'avx2' (for tests)");
+  m.def("isa", [] { return use_avx2 ? "avx2" : "baseline"; });
+  m.def("isas", [] {
+    return avx2_supported() ? std::vector<std::string>{"baseline", "avx2"}
+                            : std::vector<std::string>{"baseline"};
+  });
+#if defined(_OPENMP)
+  m.attr("openmp") = true;
+#else
+  m.attr("openmp") = false;
+#endif
+
+  // analog_bits
+  FOVEATE_DEF(m, bits_encode);
+  FOVEATE_DEF(m, bits_decode);
+}

@@ -1,0 +1,27 @@
+"""The fused, exact cores of ICCV 2023's vision methods, on CPU, Triton and CUDA."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from foveate.ops.analog_bits.api import bits_decode, bits_encode
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "bits_decode",
+    "bits_encode",
+]
+
+_ON_FIRST_USE = ("bench", "cli", "compat", "methods", "nn", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_FIRST_USE:
+        return importlib.import_module(f"foveate.{name}")
+    raise AttributeError(f"module 'foveate' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ON_FIRST_USE, "__version__"])

@@ -1,0 +1,1 @@
+"""One package per family: api, reference, and the backends that earn their place."""

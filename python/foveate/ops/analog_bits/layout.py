@@ -1,0 +1,95 @@
+"""Where the bits of an id lie: the checks of `n_bits`, `bit_order` and `dim` that all ops share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from foveate._checks import one_of
+
+ID_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class BitWidths(NamedTuple):
+    """Bits of each map; `single` if one integer was given, whose ids have no map axis."""
+
+    n_bits: tuple[int, ...]
+    single: bool
+
+    @property
+    def channels(self) -> int:
+        return sum(self.n_bits)
+
+
+def bit_widths(n_bits: int | Sequence[int]) -> BitWidths:
+    """The widths that `n_bits` states: one int in 1..63, or a tuple of them, one per map."""
+    single = not isinstance(n_bits, (tuple, list))
+    widths: tuple[Any, ...] = (n_bits,) if single else tuple(n_bits)  # type: ignore[arg-type]
+    if not widths:
+        raise ValueError("n_bits must name at least one map, got ()")
+    for width in widths:
+        if isinstance(width, bool) or not hasattr(width, "__index__"):
+            raise TypeError(
+                f"n_bits must be an int or a tuple of ints, got {type(width).__name__} {width!r}"
+            )
+        if not 1 <= int(width) <= 63:
+            raise ValueError(f"n_bits must be in 1..63, got {int(width)}")
+    return BitWidths(tuple(int(width) for width in widths), single)
+
+
+def is_msb(bit_order: str) -> bool:
+    """True for "msb", False for "lsb", else a ValueError."""
+    one_of("bit_order", bit_order, ("lsb", "msb"))
+    return bit_order == "msb"
+
+
+def normalize_dim(dim: int, ndim: int) -> int:
+    """`dim` counted from the front of a bits tensor of `ndim` axes."""
+    if isinstance(dim, bool) or not hasattr(dim, "__index__"):
+        raise TypeError(f"dim must be an int, got {type(dim).__name__} {dim!r}")
+    if not -ndim <= dim < ndim:
+        raise ValueError(
+            f"dim must be in {-ndim}..{ndim - 1} for bits of {ndim} axes, got {int(dim)}"
+        )
+    return int(dim) % ndim
+
+
+def ids_with_map_axis(x: torch.Tensor, widths: BitWidths, dim: int) -> tuple[torch.Tensor, int]:
+    """Ids with their K maps at axis `dim` (inserted for a single map), and `dim` from the front."""
+    if x.dtype not in ID_DTYPES:
+        raise TypeError(f"x: expected integer ids, got {x.dtype}")
+    if x.dtype == torch.bool and any(width != 1 for width in widths.n_bits):
+        raise TypeError(f"x: bool ids need n_bits=1, got n_bits={widths.n_bits}")
+    if widths.single:
+        dim = normalize_dim(dim, x.ndim + 1)
+        return x.unsqueeze(dim), dim
+    if x.ndim == 0:
+        raise ValueError(f"x needs an axis of {len(widths.n_bits)} maps at dim, got a scalar")
+    dim = normalize_dim(dim, x.ndim)
+    if x.shape[dim] != len(widths.n_bits):
+        raise ValueError(
+            f"n_bits has {len(widths.n_bits)} maps, but x has {x.shape[dim]} at dim {dim} "
+            f"of shape {tuple(x.shape)}"
+        )
+    return x, dim
+
+
+def split_at(shape: Sequence[int], dim: int) -> tuple[int, int]:
+    """Positions before and after axis `dim`: the outer and inner of [outer, channels, inner]."""
+    return math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
+
+
+def require_in_range(x: torch.Tensor, n_bits: Sequence[int], dim: int) -> None:
+    """ValueError naming the extremes of the first map with an id outside [0, 2^n_bits)."""
+    for ids, width in zip(x.unbind(dim), n_bits, strict=True):
+        if ids.numel() == 0 or ids.dtype == torch.bool:
+            continue
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= 1 << width:
+            raise ValueError(
+                f"ids must be in [0, {1 << width}), got min {low}, max {high}; "
+                "map ignore labels first"
+            )

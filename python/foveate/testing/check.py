@@ -1,0 +1,123 @@
+"""The error budget: the only tolerance of the package.
+
+    err(kernel vs float64) <= 2 (err(reference in the same dtype vs float64) + eps max|float64|)
+
+for every output and every gradient, with eps of the output's dtype. Which elements are finite, inf
+or NaN must agree with the reference in the same dtype element by element; the budget covers the
+finite ones. Integer and bool outputs must be equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from foveate.testing.spec import Call, OpSpec
+
+
+class Verdict(NamedTuple):
+    """One output or gradient: its largest error, what is allowed, and what is wrong ("" if ok)."""
+
+    name: str
+    error: float
+    budget: float
+    wrong: str
+
+    @property
+    def ok(self) -> bool:
+        return not self.wrong
+
+
+def _named_outputs(result: Any, prefix: str = "out") -> dict[str, torch.Tensor]:
+    if isinstance(result, torch.Tensor):
+        return {prefix: result}
+    if isinstance(result, tuple) and hasattr(result, "_fields"):
+        items = zip(result._fields, result, strict=True)
+    elif isinstance(result, (tuple, list)):
+        items = zip(map(str, range(len(result))), result, strict=True)
+    else:
+        return {}
+    named: dict[str, torch.Tensor] = {}
+    for key, value in items:
+        named.update(_named_outputs(value, f"{prefix}.{key}"))
+    return named
+
+
+def evaluate(api: Callable[..., Any], call: Call, backend: str) -> dict[str, torch.Tensor]:
+    """Outputs of the call and gradients of its tensors that require grad, by name.
+
+    The upstream gradient is standard normal, equal for every backend and dtype up to rounding.
+    """
+    leaves: list[torch.Tensor] = []
+
+    def leaf(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.requires_grad:
+            return tensor
+        leaves.append(tensor.detach().requires_grad_())
+        return leaves[-1]
+
+    fresh = call.map(leaf)
+    outputs = _named_outputs(api(*fresh.args, **fresh.kwargs, backend=backend))
+    recorded = {name: value for name, value in outputs.items() if value.requires_grad}
+    if recorded:
+        generator = torch.Generator().manual_seed(0)
+        upstream = []
+        for value in recorded.values():
+            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            upstream.append(noise.to(dtype=value.dtype).to(value.device))
+        gradients = torch.autograd.grad(
+            list(recorded.values()), leaves, upstream, allow_unused=True
+        )
+        for index, gradient in enumerate(gradients):
+            if gradient is not None:
+                outputs[f"grad.{index}"] = gradient
+    return {name: value.detach() for name, value in outputs.items()}
+
+
+def compare(name: str, got: torch.Tensor, same: torch.Tensor, exact: torch.Tensor) -> Verdict:
+    """The verdict on `got`, given the reference in the same dtype and in float64."""
+    if got.shape != same.shape:
+        return Verdict(name, 0.0, 0.0, f"shape {tuple(got.shape)}, not {tuple(same.shape)}")
+    if got.dtype != same.dtype:
+        return Verdict(name, 0.0, 0.0, f"dtype {got.dtype}, not {same.dtype}")
+    if not got.is_floating_point():
+        different = int((got != same).sum())
+        return Verdict(name, different, 0.0, f"{different} elements differ" if different else "")
+    eps = torch.finfo(got.dtype).eps
+    got, same, exact = got.double(), same.double(), exact.double()
+    for kind, pattern in (("NaN", torch.isnan), ("+inf", torch.isposinf), ("-inf", torch.isneginf)):
+        different = int((pattern(got) != pattern(same)).sum())
+        if different:
+            return Verdict(name, float("inf"), 0.0, f"{kind} at {different} other elements")
+    finite = got.isfinite() & exact.isfinite()
+    if not bool(finite.any()):
+        return Verdict(name, 0.0, 0.0, "")
+    got, same, exact = got[finite], same[finite], exact[finite]
+    error = float((got - exact).abs().max())
+    budget = 2 * (float((same - exact).abs().max()) + eps * float(exact.abs().max()))
+    return Verdict(name, error, budget, "" if error <= budget else "over budget")
+
+
+def verdicts(spec: OpSpec, call: Call, backend: str) -> list[Verdict]:
+    """How the backend does on the call, by the spec's own check or the error budget."""
+    if spec.check is not None:
+        return spec.check(spec, call, backend)
+    got = evaluate(spec.api, call, backend)
+    same = evaluate(spec.api, call, "reference")
+    exact = evaluate(spec.api, call.to(torch.float64), "reference")
+    if got.keys() != same.keys():
+        return [Verdict("outputs", 0.0, 0.0, f"{sorted(got)}, not {sorted(same)}")]
+    return [compare(name, got[name], same[name], exact[name]) for name in got]
+
+
+def assert_ok(results: list[Verdict]) -> None:
+    """AssertionError listing every verdict that is not ok; at least one must have been given."""
+    assert results, "nothing was compared"
+    failed = [
+        f"{v.name}: {v.wrong} (error {v.error:.3g}, budget {v.budget:.3g})"
+        for v in results
+        if not v.ok
+    ]
+    assert not failed, "; ".join(failed)

@@ -1,0 +1,6 @@
+"""THE REGISTRY: every op of every family."""
+
+from foveate.testing.spec import OpSpec
+from foveate.testing.specs import analog_bits
+
+SPECS: tuple[OpSpec, ...] = (*analog_bits.SPECS,)
