@@ -51,6 +51,9 @@ def spec_cases() -> Iterator[Any]:
                 for name, case in spec.cases.listed.items():
                     for dtype in spec.dtypes:
                         short = str(dtype).removeprefix("torch.")
+                        found = marks(backend)
+                        if dtype != spec.dtypes[0] and case is not a_case(spec):
+                            found.append(pytest.mark.full_grid)
                         kernel = f"{backend}[{isa}]" if isa else backend
                         yield pytest.param(
                             spec,
@@ -58,7 +61,7 @@ def spec_cases() -> Iterator[Any]:
                             isa,
                             case,
                             dtype,
-                            marks=marks(backend),
+                            marks=found,
                             id=f"{spec.name}-{kernel}-{name}-{short}",
                         )
 

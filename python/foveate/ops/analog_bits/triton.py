@@ -20,6 +20,60 @@ def unsupported(_op: str, *_args: Any) -> str | None:
 
 
 @triton.jit
+def _encode_map(
+    ids,  # [PIXELS]
+    out,  # [PIXELS] addresses of the map's first channel
+    stride,
+    inside,
+    high,
+    low,
+    N: tl.constexpr,
+    MSB: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    if CHANNELS_LAST:
+        j = tl.arange(0, triton.next_power_of_2(N))
+        shift = tl.maximum(N - 1 - j, 0) if MSB else j  # padded lanes must shift by >= 0 too
+        bit = (ids[:, None] >> shift[None, :]) & 1
+        tl.store(
+            out[:, None] + j[None, :] * stride,
+            tl.where(bit != 0, high, low),
+            mask=inside[:, None] & (j[None, :] < N),
+        )
+    else:
+        for j in range(N):
+            bit = (ids >> (N - 1 - j if MSB else j)) & 1
+            tl.store(out + j * stride, tl.where(bit != 0, high, low), mask=inside)
+
+
+@triton.jit
+def _decode_map(
+    bits,  # [PIXELS] addresses of the map's first channel
+    stride,
+    inside,
+    N: tl.constexpr,
+    MSB: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    if CHANNELS_LAST:
+        j = tl.arange(0, triton.next_power_of_2(N))
+        shift = tl.maximum(N - 1 - j, 0) if MSB else j
+        value = tl.load(
+            bits[:, None] + j[None, :] * stride,
+            mask=inside[:, None] & (j[None, :] < N),
+            other=0,
+        )
+        ids = tl.sum((value > 0).to(tl.int64) << shift[None, :], 1)
+    else:
+        ids = tl.zeros([PIXELS], tl.int64)
+        for j in range(N):
+            value = tl.load(bits + j * stride, mask=inside, other=0)
+            ids |= (value > 0).to(tl.int64) << (N - 1 - j if MSB else j)
+    return ids
+
+
+@triton.jit
 def _bits_encode_kernel(
     x,  # ids [outer, K, inner]
     out,  # [outer, N, inner]
@@ -53,27 +107,19 @@ def _bits_encode_kernel(
     low = low.to(out.dtype.element_ty)
     channel = 0
     for k in tl.static_range(len(N_BITS)):
-        n: tl.constexpr = N_BITS[k]
         ids = tl.load(x + k * x_map_stride, mask=inside, other=0).to(tl.int64)
-        if CHANNELS_LAST:
-            j = tl.arange(0, triton.next_power_of_2(n))
-            shift = n - 1 - j if MSB else j
-            bit = (ids[:, None] >> shift[None, :]) & 1
-            tl.store(
-                out[:, None] + (channel + j[None, :]) * out_channel_stride,
-                tl.where(bit != 0, high, low),
-                mask=inside[:, None] & (j[None, :] < n),
-            )
-        else:
-            for j in range(n):
-                shift = n - 1 - j if MSB else j
-                bit = (ids >> shift) & 1
-                tl.store(
-                    out + (channel + j) * out_channel_stride,
-                    tl.where(bit != 0, high, low),
-                    mask=inside,
-                )
-        channel += n
+        _encode_map(
+            ids,
+            out + channel * out_channel_stride,
+            out_channel_stride,
+            inside,
+            high,
+            low,
+            N_BITS[k],
+            MSB,
+            CHANNELS_LAST,
+        )
+        channel += N_BITS[k]
 
 
 @triton.jit
@@ -99,28 +145,19 @@ def _bits_decode_kernel(
     out += row * (len(N_BITS) * inner) + column
     channel = 0
     for k in tl.static_range(len(N_BITS)):
-        n: tl.constexpr = N_BITS[k]
-        most: tl.constexpr = MAX_VALUE[k]
-        if CHANNELS_LAST:
-            j = tl.arange(0, triton.next_power_of_2(n))
-            shift = n - 1 - j if MSB else j
-            value = tl.load(
-                bits[:, None] + (channel + j[None, :]) * bits_channel_stride,
-                mask=inside[:, None] & (j[None, :] < n),
-                other=0,
-            )
-            # A padded lane loaded 0 and adds nothing, but its shift may be negative.
-            bit = (value > 0).to(tl.int64) << tl.maximum(shift, 0)[None, :]
-            ids = tl.sum(bit, 1)
-        else:
-            ids = tl.zeros([PIXELS], tl.int64)
-            for j in range(n):
-                value = tl.load(bits + (channel + j) * bits_channel_stride, mask=inside, other=0)
-                ids |= (value > 0).to(tl.int64) << (n - 1 - j if MSB else j)
-        if most >= 0:
-            ids = tl.minimum(ids, most)
+        ids = _decode_map(
+            bits + channel * bits_channel_stride,
+            bits_channel_stride,
+            inside,
+            N_BITS[k],
+            MSB,
+            CHANNELS_LAST,
+            PIXELS,
+        )
+        if MAX_VALUE[k] >= 0:
+            ids = tl.minimum(ids, MAX_VALUE[k])
         tl.store(out + k * inner, ids.to(out.dtype.element_ty), mask=inside)
-        channel += n
+        channel += N_BITS[k]
 
 
 def _pattern(value: float) -> int:
