@@ -1,7 +1,7 @@
 """The command line: `foveate COMMAND`, also `python -m foveate COMMAND`.
 
-A command is a module with HELP, `configure(parser)` and `run(args) -> exit code`. It imports what it
-needs in `run`, so that `foveate --help` is quick and works in a broken installation.
+A command is a module with HELP, `configure(parser)` and `run(args) -> exit code`. It imports what
+it needs in `run`, so that `foveate --help` is quick and works in a broken installation.
 """
 
 from __future__ import annotations
