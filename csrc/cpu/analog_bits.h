@@ -1,6 +1,6 @@
 // analog_bits: ids to rows of +-scale and back. A pixel holds `maps` ids; map k owns n_bits[k]
-// channels, in order. Bits tensors are read and written as [outer, channels, inner]: channels last is
-// inner == 1. Strides count elements. dtype codes: dtypes.h.
+// channels, in order. Bits tensors are read and written as [outer, channels, inner]: channels last
+// is inner == 1. Strides count elements. dtype codes: dtypes.h.
 #pragma once
 
 #include <cstdint>
@@ -8,30 +8,29 @@
 #include "isa.h"
 
 FOVEATE_PER_ISA(
-    // out[o, c, i] = bit c of pixel (o, i) ? high : low. Returns the bits of all ids that do not fit
-    // their n_bits, ored: 0 when every id is in range. `msb`: each map's most significant bit first.
-    // Needs out_channel_stride == 1 if inner == 1, else unit stride along inner.
-    std::uint64_t bits_encode(const void* x,                 // ids [outer, maps, inner]
+    // out[o, c, i] = bit c of pixel (o, i) ? high : low. Returns the bits of all ids that do not
+    // fit their n_bits, ored: 0 when every id is in range. `msb`: each map's most significant bit
+    // first. Needs out_channel_stride == 1 if inner == 1, else unit stride along inner.
+    std::uint64_t bits_encode(const void* x,  // ids [outer, maps, inner]
                               int x_dtype, std::int64_t x_outer_stride, std::int64_t x_map_stride,
                               std::int64_t x_inner_stride,
-                              const std::int32_t* n_bits,    // [maps], each 1..63
+                              const std::int32_t* n_bits,  // [maps], each 1..63
                               std::int64_t maps, std::int64_t outer, std::int64_t inner, bool msb,
-                              double high, double low, int out_dtype,
-                              std::int64_t out_outer_stride, std::int64_t out_channel_stride,
-                              int threads,
+                              double high, double low, int out_dtype, std::int64_t out_outer_stride,
+                              std::int64_t out_channel_stride, int threads,
                               // outputs
-                              void* out);                    // [outer, channels, inner]
+                              void* out);  // [outer, channels, inner]
 
     // out[o, k, i] = the id whose bits are (value > 0): zeros and NaN read as 0. Ids above
     // max_value[k] become max_value[k]; -1 means no limit.
     // Needs bits_channel_stride == 1 if inner == 1, else unit stride along inner.
-    void bits_decode(const void* bits,                       // [outer, channels, inner]
+    void bits_decode(const void* bits,  // [outer, channels, inner]
                      int bits_dtype, std::int64_t bits_outer_stride,
                      std::int64_t bits_channel_stride,
-                     const std::int32_t* n_bits,             // [maps]
-                     const std::int64_t* max_value,          // [maps]
+                     const std::int32_t* n_bits,     // [maps]
+                     const std::int64_t* max_value,  // [maps]
                      std::int64_t maps, std::int64_t outer, std::int64_t inner, bool msb,
                      int out_dtype, int threads,
                      // outputs
-                     void* out);                             // ids [outer, maps, inner], contiguous
+                     void* out);  // ids [outer, maps, inner], contiguous
 )

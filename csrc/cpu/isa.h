@@ -5,7 +5,7 @@
 
 #if defined(__x86_64__) || defined(_M_X64)
 #define FOVEATE_HAS_AVX2_SET 1
-#define FOVEATE_PER_ISA(...)   \
+#define FOVEATE_PER_ISA(...)    \
   namespace foveate::baseline { \
   __VA_ARGS__                   \
   }                             \
@@ -14,7 +14,7 @@
   }
 #else
 #define FOVEATE_HAS_AVX2_SET 0
-#define FOVEATE_PER_ISA(...)   \
+#define FOVEATE_PER_ISA(...)    \
   namespace foveate::baseline { \
   __VA_ARGS__                   \
   }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from foveate.ops.analog_bits.api import bits_decode, bits_encode
+from foveate.ops.analog_bits.api.codec import bits_decode, bits_encode
 
 __version__ = "0.1.0"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import functools
-from typing import Any
 
 import torch
 
@@ -13,10 +12,6 @@ from foveate.ops.analog_bits.layout import require_in_range, split_at
 
 _cpu = native("_cpu")
 _SERIAL = 1 << 15  # elements below which a second thread costs more than it brings
-
-
-def unsupported(_op: str, *_args: Any) -> str | None:
-    return None
 
 
 @functools.cache

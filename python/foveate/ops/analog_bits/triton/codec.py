@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
 
 import torch
 import triton
@@ -13,10 +12,6 @@ from foveate.ops.analog_bits.layout import require_in_range, split_at
 
 _PIXELS_LAST = 128  # pixels of a program, channels last: a tile of [pixels, channels of a map]
 _PIXELS_FIRST = 1024  # pixels of a program, channels first: a row of pixels per channel
-
-
-def unsupported(_op: str, *_args: Any) -> str | None:
-    return None
 
 
 @triton.jit

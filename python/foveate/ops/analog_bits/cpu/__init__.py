@@ -1,0 +1,11 @@
+"""analog_bits on CPU tensors: csrc/cpu/analog_bits*.cpp."""
+
+from typing import Any
+
+from foveate.ops.analog_bits.cpu.codec import bits_decode, bits_encode
+
+__all__ = ["bits_decode", "bits_encode", "unsupported"]
+
+
+def unsupported(_op: str, *_args: Any) -> str | None:
+    return None
