@@ -27,6 +27,8 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 _DEVICE = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu"}
 _AUTO = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}  # device type -> order in which auto tries
 
+OPS: dict[str, list[str]] = {}  # family -> its launchers, in the order of registration
+
 _LIBRARY = torch.library.Library("foveate", "FRAGMENT")
 
 
@@ -36,10 +38,38 @@ def missing_runtime(backend: str) -> str | None:
         module = load_native("_cpu")
         return module if isinstance(module, str) else None
     if backend == "triton":
-        if importlib.util.find_spec("triton") is None:
-            return "triton is not installed"
+        if (reason := _missing_triton()) is not None:
+            return reason
         return None if torch.cuda.is_available() else "torch sees no CUDA device"
     return can_run_cuda() if backend == "cuda" else None
+
+
+def _missing_triton() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    try:
+        importlib.import_module("triton")
+    except (ImportError, OSError) as error:
+        return f"triton does not load: {error}"
+    return None
+
+
+def families() -> list[str]:
+    """The directories under foveate/ops."""
+    return [
+        found.name
+        for found in pkgutil.iter_modules(importlib.import_module("foveate.ops").__path__)
+    ]
+
+
+def missing_kernels(family: str, backend: str, op: str | None = None) -> str | None:
+    """Why the backend has no kernels of the family, or none for `op`; None if it has."""
+    module = load_backend(family, backend)
+    if isinstance(module, str):
+        return module
+    if op is None or backend == "reference" or hasattr(module, op):
+        return None
+    return f"the {backend} backend of {family} has no {op} kernel"
 
 
 def load_backend(family: str, backend: str) -> ModuleType | str:
@@ -58,11 +88,11 @@ _LOADED: dict[str, ModuleType | str] = {}  # "family.backend" -> what load_backe
 # The compiler cannot trace an import. It runs this once, at trace time, before it first looks at
 # `_LOADED`, whose entries it then guards like any module's attributes.
 def _load_all() -> bool:
-    for family in pkgutil.iter_modules(importlib.import_module("foveate.ops").__path__):
+    for family in families():
         for backend in BACKENDS:
-            key = f"{family.name}.{backend}"
+            key = f"{family}.{backend}"
             if key not in _LOADED:
-                _LOADED[key] = _import_backend(family.name, backend)
+                _LOADED[key] = _import_backend(family, backend)
     return True
 
 
@@ -74,8 +104,8 @@ def _import_backend(family: str, backend: str) -> ModuleType | str:
     path = f"foveate.ops.{family}.{backend}"
     if importlib.util.find_spec(path) is None:
         return f"{family} has no {backend} backend"
-    if backend == "triton" and importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
+    if backend == "triton" and (reason := _missing_triton()) is not None:
+        return reason
     if backend in ("cpu", "cuda"):
         module = load_native(f"_{backend}")
         if isinstance(module, str):
@@ -98,7 +128,7 @@ def refusal(family: str, op: str, backend: str, device: str, *args: Any) -> str 
     if isinstance(module, str):
         return module
     if not hasattr(module, op):
-        return f"the {backend} backend of {family} has no {op} kernel"
+        return missing_kernels(family, backend, op)
     reason: str | None = module.unsupported(op, *args)
     return reason
 
@@ -148,6 +178,9 @@ def register(family: str, schema: str, fake: Callable[..., Any]) -> Callable[...
     name = schema.partition("(")[0]
     writes_out = name.endswith("_out")
     launcher = name.removesuffix("_out")
+    launchers = OPS.setdefault(family, [])
+    if launcher not in launchers:
+        launchers.append(launcher)
 
     def implementation(*args: Any, **kwargs: Any) -> Any:
         *rest, backend = args

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
-_COMMANDS: dict[str, str] = {}
+import foveate
+
+_COMMANDS: dict[str, str] = {
+    "doctor": "foveate.doctor",
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -19,6 +24,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="foveate",
         description="The fused, exact cores of ICCV 2023's vision methods.",
     )
+    parser.add_argument("--version", action="version", version=f"foveate {foveate.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, path in _COMMANDS.items():
         module = importlib.import_module(path)
@@ -40,4 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """Entry point of the installed script."""
-    sys.exit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
