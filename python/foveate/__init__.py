@@ -6,12 +6,14 @@ import importlib
 from typing import Any
 
 from foveate.ops.analog_bits.api.codec import bits_decode, bits_encode
+from foveate.ops.pearson.api import pearson_matrix
 
 __version__ = "0.1.0"
 
 __all__ = [
     "bits_decode",
     "bits_encode",
+    "pearson_matrix",
 ]
 
 _ON_FIRST_USE = ("bench", "cli", "compat", "methods", "nn", "testing")
