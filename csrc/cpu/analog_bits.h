@@ -33,4 +33,25 @@ FOVEATE_PER_ISA(
                      int out_dtype, int threads,
                      // outputs
                      void* out);  // ids [outer, maps, inner], contiguous
+
+    // The noise stream on a tensor [outer, channels, inner], contiguous.
+    void bits_noise(std::int64_t outer, std::int64_t channels, std::int64_t inner,
+                    std::uint64_t seed, std::uint32_t offset, int out_dtype, int threads,
+                    // outputs
+                    void* out);
+
+    // out = sqrt(g) s + sqrt(1 - g) e, g = gamma of the pixel's sample, s = high or low by the bit.
+    // e is `noise` (contiguous, float64 for a float64 out, else float32), or the stream of
+    // (seed, offset) where that is null. Returns the bits of ids that do not fit, as bits_encode.
+    std::uint64_t bits_q_sample(const void* x, int x_dtype, std::int64_t x_outer_stride,
+                                std::int64_t x_map_stride, std::int64_t x_inner_stride,
+                                const std::int32_t* n_bits, std::int64_t maps, std::int64_t outer,
+                                std::int64_t inner, bool msb, double high, double low,
+                                const double* gamma,  // [samples]
+                                std::int64_t pixels_per_sample, const void* noise,
+                                std::uint64_t seed, std::uint32_t offset, int out_dtype,
+                                int threads,
+                                // outputs
+                                void* out,         // [outer, channels, inner], contiguous
+                                void* noise_out);  // the same shape, dtype of `noise`, or null
 )

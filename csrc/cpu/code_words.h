@@ -25,15 +25,15 @@ using std::uint64_t;
 constexpr int64_t kWords = 8192;
 constexpr int64_t kPixels = 2048;
 
-int64_t channels_of(const int32_t* n_bits, int64_t maps) {
+inline int64_t channels_of(const int32_t* n_bits, int64_t maps) {
   int64_t channels = 0;
   for (int64_t k = 0; k < maps; ++k) channels += n_bits[k];
   return channels;
 }
 
-int64_t block_pixels(int64_t n_words) { return std::clamp<int64_t>(kWords / n_words, 1, kPixels); }
+inline int64_t block_pixels(int64_t n_words) { return std::clamp<int64_t>(kWords / n_words, 1, kPixels); }
 
-uint32_t reverse32(uint32_t v) {
+inline uint32_t reverse32(uint32_t v) {
   v = ((v >> 1) & 0x55555555U) | ((v & 0x55555555U) << 1);
   v = ((v >> 2) & 0x33333333U) | ((v & 0x33333333U) << 2);
   v = ((v >> 4) & 0x0f0f0f0fU) | ((v & 0x0f0f0f0fU) << 4);
@@ -41,7 +41,7 @@ uint32_t reverse32(uint32_t v) {
   return (v >> 16) | (v << 16);
 }
 
-uint64_t reverse64(uint64_t v) {
+inline uint64_t reverse64(uint64_t v) {
   return (static_cast<uint64_t>(reverse32(static_cast<uint32_t>(v))) << 32) |
          reverse32(static_cast<uint32_t>(v >> 32));
 }

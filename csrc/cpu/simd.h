@@ -46,6 +46,26 @@ template <typename Bits>
 #endif
 }
 
+// out[r * out_stride + c] = in[c * in_stride + r], r and c in 0..3.
+[[maybe_unused]] inline void transpose4(const float* in, std::int64_t in_stride, float* out,
+                                        std::int64_t out_stride) {
+#if defined(__AVX2__)
+  __m128 a = _mm_loadu_ps(in);
+  __m128 b = _mm_loadu_ps(in + in_stride);
+  __m128 c = _mm_loadu_ps(in + 2 * in_stride);
+  __m128 d = _mm_loadu_ps(in + 3 * in_stride);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(out, a);
+  _mm_storeu_ps(out + out_stride, b);
+  _mm_storeu_ps(out + 2 * out_stride, c);
+  _mm_storeu_ps(out + 3 * out_stride, d);
+#else
+  for (int r = 0; r < 4; ++r) {
+    for (int c = 0; c < 4; ++c) out[r * out_stride + c] = in[c * in_stride + r];
+  }
+#endif
+}
+
 // Orders streamed stores before whatever follows.
 [[maybe_unused]] inline void stream_fence() {
 #if defined(__AVX2__)

@@ -15,7 +15,8 @@ _SERIAL = 1 << 15  # elements below which a second thread costs more than it bri
 
 
 @functools.cache
-def _int32(values: tuple[int, ...]) -> array.array[int]:
+def int32_table(values: tuple[int, ...]) -> array.array[int]:
+    """A C int array of `values`, kept alive by the cache; `buffer_info()[0]` is its address."""
     return array.array("i", values)
 
 
@@ -24,7 +25,8 @@ def _int64(values: tuple[int, ...]) -> array.array[int]:
     return array.array("q", values)
 
 
-def _threads(elements: int) -> int:
+def threads_for(elements: int) -> int:
+    """Threads for a kernel over `elements` values."""
     return 1 if elements < _SERIAL else torch.get_num_threads()
 
 
@@ -59,7 +61,7 @@ def bits_encode(
         ids.data_ptr(),
         DTYPE_CODES[ids.dtype],
         *ids.stride(),
-        _int32(tuple(n_bits)).buffer_info()[0],
+        int32_table(tuple(n_bits)).buffer_info()[0],
         len(n_bits),
         outer,
         inner,
@@ -69,7 +71,7 @@ def bits_encode(
         DTYPE_CODES[dtype],
         target.stride(0),
         target.stride(1),
-        _threads(target.numel()),
+        threads_for(target.numel()),
         target.data_ptr(),
     )
     if check and excess:
@@ -98,14 +100,14 @@ def bits_decode(
         DTYPE_CODES[rows.dtype],
         rows.stride(0),
         rows.stride(1),
-        _int32(tuple(n_bits)).buffer_info()[0],
+        int32_table(tuple(n_bits)).buffer_info()[0],
         _int64(tuple(max_value)).buffer_info()[0],
         len(n_bits),
         outer,
         inner,
         msb,
         DTYPE_CODES[dtype],
-        _threads(rows.numel()),
+        threads_for(rows.numel()),
         out.data_ptr(),
     )
     return out

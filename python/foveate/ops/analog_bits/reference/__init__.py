@@ -1,5 +1,6 @@
 """The definition of analog bits in plain PyTorch."""
 
 from foveate.ops.analog_bits.reference.codec import bits_decode, bits_encode
+from foveate.ops.analog_bits.reference.noise import bits_noise, bits_q_sample
 
-__all__ = ["bits_decode", "bits_encode"]
+__all__ = ["bits_decode", "bits_encode", "bits_noise", "bits_q_sample"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import struct
-
 import torch
 import triton
 import triton.language as tl
 
 from foveate.ops.analog_bits.layout import require_in_range, split_at
+from foveate.ops.analog_bits.triton.words import float64_pattern
 
 _PIXELS_LAST = 128  # pixels of a program, channels last: a tile of [pixels, channels of a map]
 _PIXELS_FIRST = 1024  # pixels of a program, channels first: a row of pixels per channel
@@ -155,11 +154,6 @@ def _bits_decode_kernel(
         channel += N_BITS[k]
 
 
-def _pattern(value: float) -> int:
-    bits: int = struct.unpack("<q", struct.pack("<d", value))[0]
-    return bits
-
-
 def bits_encode(
     x: torch.Tensor,
     n_bits: list[int],
@@ -195,8 +189,8 @@ def bits_encode(
         inner,
         *ids.stride(),
         *rows.stride(),
-        _pattern(high),
-        _pattern(low),
+        float64_pattern(high),
+        float64_pattern(low),
         N_BITS=tuple(n_bits),
         MSB=msb,
         CHANNELS_LAST=last,

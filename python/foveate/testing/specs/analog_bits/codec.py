@@ -1,4 +1,4 @@
-"""analog_bits: encode and decode."""
+"""bits_encode and bits_decode."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foveate.testing.spec import BadInput, Bench, Call, Cases, Cost, OpSpec
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def _exact(spec: OpSpec, call: Call, backend: str) -> list[Verdict]:
+def exact(spec: OpSpec, call: Call, backend: str) -> list[Verdict]:
     """Encoding and decoding have one right answer: every element equals the reference's."""
     got = evaluate(spec.api, call, backend)["out"]
     want = evaluate(spec.api, call, "reference")["out"]
@@ -25,7 +25,7 @@ def _exact(spec: OpSpec, call: Call, backend: str) -> list[Verdict]:
     return [Verdict("out", error, 0.0, wrong)]
 
 
-def _ids(case: dict[str, Any], device: str, seed: int) -> torch.Tensor:
+def random_ids(case: dict[str, Any], device: str, seed: int) -> torch.Tensor:
     """Ids over the whole range of each map, with K maps at `dim` for a tuple of n_bits."""
     n_bits, dim = case["n_bits"], case.get("dim", -1)
     generator = torch.Generator().manual_seed(seed)
@@ -40,7 +40,7 @@ def _ids(case: dict[str, Any], device: str, seed: int) -> torch.Tensor:
 
 def _encode_inputs(case: dict[str, Any], dtype: torch.dtype, device: str, seed: int) -> Call:
     return Call(
-        (_ids(case, device, seed), case["n_bits"]),
+        (random_ids(case, device, seed), case["n_bits"]),
         {
             "scale": case.get("scale", 0.1),
             "bit_order": case.get("bit_order", "lsb"),
@@ -131,12 +131,12 @@ def _encode_chain(x: torch.Tensor, n_bits: tuple[int, ...], scale: float, **_: A
 _TABLES: dict[tuple[int, float], torch.Tensor] = {}
 
 
-def _encode_table(x: torch.Tensor, n_bits: tuple[int, ...], scale: float, **_: Any) -> torch.Tensor:
-    """The strongest plain form: a lookup in the table of all code words."""
-    n = n_bits[0]
-    key = (n, scale)
+def table_lookup(x: torch.Tensor, n_bits: tuple[int, ...], scale: float, **_: Any) -> torch.Tensor:
+    """The strongest plain form: a lookup in the table of all code words of a map."""
+    key = (n_bits[0], scale)
     if key not in _TABLES:
-        _TABLES[key] = _encode_chain(torch.arange(1 << n).unsqueeze(-1), (n,), scale)
+        words = torch.arange(1 << n_bits[0]).unsqueeze(-1)
+        _TABLES[key] = _encode_chain(words, n_bits[:1], scale)
     return torch.nn.functional.embedding(x, _TABLES[key].to(x.device)).flatten(-2)
 
 
@@ -190,7 +190,7 @@ def _decode_cost(call: Call) -> Cost:
     return Cost(0, bits.numel() * bits.element_size() + pixels * len(widths) * item)
 
 
-def _bad(id: str, error: type[Exception], match: str, *args: Any, **kwargs: Any) -> BadInput:
+def bad(id: str, error: type[Exception], match: str, *args: Any, **kwargs: Any) -> BadInput:
     return BadInput(id, lambda: Call(args, kwargs), error, match)
 
 
@@ -209,27 +209,27 @@ SPECS = (
             Bench(
                 "Pix2Seq-D maps, b=2",
                 _label_maps(2),
-                {"original chain": _encode_chain, "embedding table": _encode_table},
+                {"original chain": _encode_chain, "embedding table": table_lookup},
                 quick=True,
             ),
             Bench(
                 "Pix2Seq-D maps, b=16",
                 _label_maps(16),
-                {"original chain": _encode_chain, "embedding table": _encode_table},
+                {"original chain": _encode_chain, "embedding table": table_lookup},
             ),
         ),
         cost=_encode_cost,
         bad_inputs=(
-            _bad("float ids", TypeError, "expected integer ids, got torch.float32", _BITS, 8),
-            _bad("wide bool ids", TypeError, "bool ids need n_bits=1", _BITS > 0, 2),
-            _bad("id too large", ValueError, r"\[0, 2\), got min 1, max 3", _ID, 1),
-            _bad("negative id", ValueError, r"\[0, 256\), got min -3, max -1", -_ID, 8),
-            _bad("n_bits float", TypeError, "n_bits must be an int", _ID, 8.0),
-            _bad("n_bits bool", TypeError, "n_bits must be an int", _ID, True),
-            _bad("n_bits 0", ValueError, r"n_bits must be in 1\.\.63, got 0", _ID, 0),
-            _bad("n_bits 64", ValueError, r"n_bits must be in 1\.\.63, got 64", _ID, 64),
-            _bad("maps", ValueError, "n_bits has 2 maps, but x has 3", _ID, (8, 8)),
-            _bad(
+            bad("float ids", TypeError, "expected integer ids, got torch.float32", _BITS, 8),
+            bad("wide bool ids", TypeError, "bool ids need n_bits=1", _BITS > 0, 2),
+            bad("id too large", ValueError, r"\[0, 2\), got min 1, max 3", _ID, 1),
+            bad("negative id", ValueError, r"\[0, 256\), got min -3, max -1", -_ID, 8),
+            bad("n_bits float", TypeError, "n_bits must be an int", _ID, 8.0),
+            bad("n_bits bool", TypeError, "n_bits must be an int", _ID, True),
+            bad("n_bits 0", ValueError, r"n_bits must be in 1\.\.63, got 0", _ID, 0),
+            bad("n_bits 64", ValueError, r"n_bits must be in 1\.\.63, got 64", _ID, 64),
+            bad("maps", ValueError, "n_bits has 2 maps, but x has 3", _ID, (8, 8)),
+            bad(
                 "bit_order",
                 ValueError,
                 "bit_order must be one of 'lsb', 'msb'",
@@ -237,9 +237,9 @@ SPECS = (
                 8,
                 bit_order="big",
             ),
-            _bad("dim", ValueError, r"dim must be in -2\.\.1", _ID, 8, dim=2),
-            _bad("dtype", TypeError, "dtype must be float32", _ID, 8, dtype=torch.int32),
-            _bad(
+            bad("dim", ValueError, r"dim must be in -2\.\.1", _ID, 8, dim=2),
+            bad("dtype", TypeError, "dtype must be float32", _ID, 8, dtype=torch.int32),
+            bad(
                 "out shape",
                 ValueError,
                 r"out must have shape \(3, 8\), got \(3, 7\)",
@@ -247,7 +247,7 @@ SPECS = (
                 8,
                 out=torch.empty(3, 7),
             ),
-            _bad(
+            bad(
                 "out dtype",
                 TypeError,
                 "out must have dtype torch.float32",
@@ -255,10 +255,10 @@ SPECS = (
                 8,
                 out=torch.empty(3, 8, dtype=torch.float64),
             ),
-            _bad("backend", ValueError, "backend must be one of 'auto'", _ID, 8, backend="gpu"),
-            _bad("not an array", TypeError, "x must be a torch.Tensor", [1, 2], 8),
+            bad("backend", ValueError, "backend must be one of 'auto'", _ID, 8, backend="gpu"),
+            bad("not an array", TypeError, "x must be a torch.Tensor", [1, 2], 8),
         ),
-        check=_exact,
+        check=exact,
     ),
     OpSpec(
         name="bits_decode",
@@ -278,28 +278,26 @@ SPECS = (
         ),
         cost=_decode_cost,
         bad_inputs=(
-            _bad("integer bits", TypeError, "bits must be floating or bool", _ID),
-            _bad(
+            bad("integer bits", TypeError, "bits must be floating or bool", _ID),
+            bad(
                 "narrow dtype",
                 ValueError,
                 "n_bits=9 needs a wider dtype than torch.uint8",
                 torch.zeros(2, 9),
                 dtype=torch.uint8,
             ),
-            _bad(
-                "sum", ValueError, r"sum\(n_bits\) = 4 channels.*pass dim=0", _BITS, n_bits=(2, 2)
-            ),
-            _bad("dtype", ValueError, "dtype must be one of", _BITS, dtype=torch.float32),
-            _bad("max_value", ValueError, "max_value must be at least 0", _BITS, max_value=-2),
-            _bad(
+            bad("sum", ValueError, r"sum\(n_bits\) = 4 channels.*pass dim=0", _BITS, n_bits=(2, 2)),
+            bad("dtype", ValueError, "dtype must be one of", _BITS, dtype=torch.float32),
+            bad("max_value", ValueError, "max_value must be at least 0", _BITS, max_value=-2),
+            bad(
                 "max_values",
                 ValueError,
                 "max_value must be an int or 1 ints",
                 _BITS,
                 max_value=[1, 2],
             ),
-            _bad("scalar", ValueError, "axis of channels", torch.tensor(1.0)),
+            bad("scalar", ValueError, "axis of channels", torch.tensor(1.0)),
         ),
-        check=_exact,
+        check=exact,
     ),
 )
