@@ -79,6 +79,8 @@ PYBIND11_MODULE(_cpu, m) {
   // analog_bits
   FOVEATE_DEF(m, bits_encode);
   FOVEATE_DEF(m, bits_decode);
+  FOVEATE_DEF(m, bits_loss);
+  FOVEATE_DEF(m, bits_loss_tiles);
   FOVEATE_DEF(m, bits_noise);
   FOVEATE_DEF(m, bits_q_sample);
 }

@@ -54,4 +54,28 @@ FOVEATE_PER_ISA(
                                 // outputs
                                 void* out,         // [outer, channels, inner], contiguous
                                 void* noise_out);  // the same shape, dtype of `noise`, or null
+
+    // Tiles of bits_loss, each of which gets an entry of `partial`.
+    std::int64_t bits_loss_tiles(std::int64_t outer, std::int64_t channels, std::int64_t inner);
+
+    // Sum over pixels and channels of w L(pred, target), and slope = slope_scale upstream w
+    // dL/dpred. kind 0: (pred - s)^2, 1: (pred - e)^2, 2: (pred - v)^2 with v = sqrt(g) e - sqrt(1
+    // - g) s, 3: -log(sigmoid(+-pred) + eps). C is float64 for float64 pred, else float32. Losses
+    // are summed in C within a tile and in float64 across tiles, in order. Returns as bits_encode.
+    std::uint64_t bits_loss(
+        const void* pred,  // [outer, channels, inner], contiguous
+        int dtype, const void* x, int x_dtype, std::int64_t x_outer_stride,
+        std::int64_t x_map_stride, std::int64_t x_inner_stride, const std::int32_t* n_bits,
+        std::int64_t maps, std::int64_t outer, std::int64_t inner, bool msb, int kind, double high,
+        double low, const double* gamma, std::int64_t pixels_per_sample,
+        const void* noise,  // C like pred, or null: the stream of (seed, offset)
+        std::uint64_t seed, std::uint32_t offset,
+        const void* weight,  // C [P / pixels_per_weight], or null
+        std::int64_t pixels_per_weight, double eps,
+        const void* upstream,  // C [1] or [P], or null
+        bool upstream_per_pixel, double slope_scale, int threads, double* partial,
+        // outputs
+        double* total,     // [1]
+        void* pixel_loss,  // C [P], or null: w times the sum over channels
+        void* slope);      // like pred, or null
 )

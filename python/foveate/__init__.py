@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from foveate.ops.analog_bits.api.codec import bits_decode, bits_encode
+from foveate.ops.analog_bits.api.loss import bits_loss
 from foveate.ops.analog_bits.api.noise import bits_noise, bits_q_sample
 from foveate.ops.pearson.api import pearson_matrix
 
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 __all__ = [
     "bits_decode",
     "bits_encode",
+    "bits_loss",
     "bits_noise",
     "bits_q_sample",
     "pearson_matrix",

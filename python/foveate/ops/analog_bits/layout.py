@@ -93,3 +93,67 @@ def require_in_range(x: torch.Tensor, n_bits: Sequence[int], dim: int) -> None:
                 f"ids must be in [0, {1 << width}), got min {low}, max {high}; "
                 "map ignore labels first"
             )
+
+
+# csrc/cpu/analog_bits_loss.cpp, enum Kind.
+LOSS_KINDS = {"x": 0, "eps": 1, "v": 2, "sigmoid": 3}
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class LossTarget(NamedTuple):
+    """What a loss compares the prediction with; the order is that of the raw ops' arguments."""
+
+    x: torch.Tensor  # ids with K maps at dim
+    n_bits: list[int]
+    msb: bool
+    dim: int
+    kind: int
+    scale: float
+    eps: float
+    gamma: torch.Tensor | None  # [b] or [1] float64
+    noise: torch.Tensor | None  # like pred, in the dtype of the arithmetic
+    seed_tensor: torch.Tensor | None
+    seed: int
+    offset: int
+    weight: torch.Tensor | None  # [*pixel] or [b], in the dtype of the arithmetic
+    reduction: str
+
+
+def work_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the arithmetic on predictions of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def pixel_shape(shape: Sequence[int], dim: int) -> tuple[int, ...]:
+    """`shape` without its channels."""
+    return (*shape[:dim], *shape[dim + 1 :])
+
+
+def pixel_weight(
+    weight: torch.Tensor | None, pixels: tuple[int, ...], work: torch.dtype
+) -> torch.Tensor | None:
+    """The caller's weight after its checks: `[*pixel]` or `[b]`, contiguous, of dtype `work`."""
+    if weight is None:
+        return None
+    if not weight.is_floating_point():
+        raise TypeError(f"weight must be floating, got {weight.dtype}")
+    if weight.requires_grad:
+        raise ValueError("weight gets no gradient, but requires grad; pass weight.detach()")
+    shape = tuple(weight.shape)
+    if shape != pixels and not (pixels and shape == pixels[:1]):
+        raise ValueError(f"weight must be [*pixel] = {pixels} or [b] = {pixels[:1]}, got {shape}")
+    return weight.to(work).contiguous()
+
+
+def pixels_per_weight(weight: torch.Tensor, pixels: int) -> int:
+    """Pixels that share an entry of `weight`."""
+    return max(pixels // weight.numel(), 1) if weight.numel() else 1
+
+
+def mean_divisor(reduction: str, pixels: int, terms: int) -> float:
+    """What a loss of `pixels` pixels of `terms` terms is divided by; nan for a mean of none."""
+    if reduction == "sum":
+        return 1.0
+    if reduction == "none":
+        return float(terms)
+    return float(pixels * terms) if pixels * terms else math.nan

@@ -1,6 +1,7 @@
 """The definition of analog bits in plain PyTorch."""
 
 from foveate.ops.analog_bits.reference.codec import bits_decode, bits_encode
+from foveate.ops.analog_bits.reference.loss import bits_loss
 from foveate.ops.analog_bits.reference.noise import bits_noise, bits_q_sample
 
-__all__ = ["bits_decode", "bits_encode", "bits_noise", "bits_q_sample"]
+__all__ = ["bits_decode", "bits_encode", "bits_loss", "bits_noise", "bits_q_sample"]
