@@ -28,7 +28,7 @@ struct Pixel {
 };
 
 template <Kind kind, typename C>
-Term<C> term(C f, bool bit, Pixel<C> pixel, C e, C eps) {
+[[gnu::always_inline]] inline Term<C> term(C f, bool bit, Pixel<C> pixel, C e, C eps) {
   if constexpr (kind == Kind::sigmoid || kind == Kind::smoothed) {
     // z = f if bit else -f. -log(sigmoid(z) + eps); for eps = 0 softplus(-z) from e^-|z|.
     const C z = bit ? f : -f;

@@ -10,7 +10,7 @@
 namespace foveate::FOVEATE_ISA {
 namespace {
 
-[[maybe_unused]] inline float madd(float a, float b, float c) {
+[[maybe_unused, gnu::always_inline]] inline float madd(float a, float b, float c) {
 #if defined(__FMA__) || defined(__aarch64__)
   return std::fma(a, b, c);
 #else
@@ -19,7 +19,7 @@ namespace {
 }
 
 // e^x, relative error below 3e-7; 0 below -87.3, inf above 88.7; NaN stays NaN.
-[[maybe_unused]] inline float fast_exp(float x) {
+[[maybe_unused, gnu::always_inline]] inline float fast_exp(float x) {
   constexpr float kRound = 12582912.0F;  // 1.5 * 2^23
   const float clamped = x < -104.0F ? -104.0F : (x > 89.0F ? 89.0F : x);
   const float n = madd(clamped, 1.44269504F, kRound) - kRound;
@@ -41,7 +41,7 @@ namespace {
 }
 
 // log(1 + e) for e in [0, 1], relative error below 1e-7.
-[[maybe_unused]] inline float log1p_unit(float e) {
+[[maybe_unused, gnu::always_inline]] inline float log1p_unit(float e) {
   float p = 0.00203024154F;
   p = madd(p, e, -0.0134075312F);
   p = madd(p, e, 0.0414782278F);
