@@ -8,17 +8,27 @@ from typing import Any
 from foveate.ops.analog_bits.api.codec import bits_decode, bits_encode
 from foveate.ops.analog_bits.api.loss import bits_loss
 from foveate.ops.analog_bits.api.noise import bits_noise, bits_q_sample
+from foveate.ops.ncut.api import maskcut, ncut, ncut_affinity, tokencut
+from foveate.ops.ncut.results import MaskCutResult, MaskStatus, NCutResult, TokenCutResult
 from foveate.ops.pearson.api import pearson_matrix
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MaskCutResult",
+    "MaskStatus",
+    "NCutResult",
+    "TokenCutResult",
     "bits_decode",
     "bits_encode",
     "bits_loss",
     "bits_noise",
     "bits_q_sample",
+    "maskcut",
+    "ncut",
+    "ncut_affinity",
     "pearson_matrix",
+    "tokencut",
 ]
 
 _ON_FIRST_USE = ("bench", "cli", "compat", "methods", "nn", "testing")

@@ -1,6 +1,6 @@
 """THE REGISTRY: every op of every family."""
 
 from foveate.testing.spec import OpSpec
-from foveate.testing.specs import analog_bits, pearson
+from foveate.testing.specs import analog_bits, ncut, pearson
 
-SPECS: tuple[OpSpec, ...] = (*analog_bits.SPECS, *pearson.SPECS)
+SPECS: tuple[OpSpec, ...] = (*analog_bits.SPECS, *ncut.SPECS, *pearson.SPECS)

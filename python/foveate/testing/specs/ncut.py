@@ -1,0 +1,481 @@
+"""ncut: eigenpairs of thresholded cosine graphs and of affinities, MaskCut and TokenCut.
+
+A bit of the affinity is only defined up to the rounding of a cosine, so every case places tau
+midway between neighbouring cosines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import foveate
+from foveate.ops.ncut.reference import cosines
+from foveate.testing.check import Verdict, evaluate
+from foveate.testing.spec import BadInput, Call, Cases, Cost, OpSpec
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def _features(case: dict[str, Any], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Tokens `[b, n, c]` in soft groups: neighbours in the row are alike."""
+    b, n, c = case["b"], case["n"], case["c"]
+    generator = torch.Generator().manual_seed(1000 * seed + 17 * n + c)
+    groups = torch.randn(b, 4, c, generator=generator)
+    place = torch.arange(n) * 4 // max(n, 1)
+    noise = torch.randn(b, n, c, generator=generator)
+    features = groups[:, place] + case.get("noise", 0.8) * noise
+    for token in range(case.get("zeros", 0)):
+        features[:, (7 * token + 3) % n] = 0
+    result: torch.Tensor = features.to(dtype)
+    return result
+
+
+def _clear_tau(images: list[torch.Tensor], share: float) -> float:
+    """A threshold that about `share` of the cosines exceed, and none comes near."""
+    values = []
+    for image in images:
+        s = cosines(image.float() if image.dtype != torch.float64 else image).double()
+        values.append(s[torch.ones_like(s).triu(1).bool()])
+    joined = torch.cat([torch.tensor([-1.0, 1.0], dtype=torch.float64), *values]).sort().values
+    middle = (joined[1:] + joined[:-1]) / 2
+    wide = (joined[1:] - joined[:-1]) > 2e-5
+    wanted = joined[int((1 - share) * (joined.numel() - 1))]
+    return float(middle[wide][(middle[wide] - wanted).abs().argmin()])
+
+
+def _ncut_inputs(case: dict[str, Any], dtype: torch.dtype, device: str, seed: int) -> Call:
+    features = _features(case, dtype, seed)
+    kwargs: dict[str, Any] = {"k": case.get("k", 1)}
+    kwargs["tau"] = case["tau"] if "tau" in case else _clear_tau(list(features), 0.25)
+    if case.get("masked"):
+        mask = torch.zeros(features.shape[:2], dtype=torch.bool)
+        mask[:, : case["masked"]] = True
+        kwargs["mask"] = mask.to(device)
+    if case.get("ragged"):
+        images = [features[0], features[0, : case["n"] // 2 + 1]]
+        kwargs["tau"] = _clear_tau(images, 0.25)
+        return Call(([image.to(device) for image in images],), kwargs)
+    return Call((features.to(device),), kwargs)
+
+
+def _affinity_inputs(case: dict[str, Any], dtype: torch.dtype, device: str, seed: int) -> Call:
+    features = _features({**case, "c": 8}, torch.float64, seed)
+    s = torch.stack([cosines(image) for image in features]) if case["b"] else features[:, :, :0]
+    s = s.reshape(case["b"], case["n"], case["n"])
+    if case.get("two_valued"):
+        s = torch.where(s > 0.2, 2.0, case.get("low", 0.125))
+    else:
+        s = s.clamp_min(0.01)
+    s = s.to(dtype)
+    return Call((s.to(device).requires_grad_(case.get("grad", False)),), {"k": case.get("k", 1)})
+
+
+def _grid_inputs(case: dict[str, Any], dtype: torch.dtype, device: str, seed: int) -> Call:
+    features = _features(case, dtype, seed)
+    kwargs: dict[str, Any] = {
+        name: case[name]
+        for name in ("n_masks", "on_reject", "binary", "size", "corners")
+        if name in case
+    }
+    kwargs["tau"] = _clear_tau(list(features), 0.3)
+    return Call((features.to(device), case["grid"]), kwargs)
+
+
+def _relative(name: str, got: torch.Tensor, want: torch.Tensor, budget: float) -> Verdict:
+    if got.shape != want.shape or got.dtype != want.dtype:
+        return Verdict(
+            name, 0.0, 0.0, f"{got.dtype} {tuple(got.shape)}, not {want.dtype} {tuple(want.shape)}"
+        )
+    if not got.is_floating_point():
+        different = int((got != want).sum())
+        return Verdict(name, different, 0.0, "not equal" if different else "")
+    if got.numel() == 0:
+        return Verdict(name, 0.0, budget, "")
+    error = float((got - want).abs().max())
+    return Verdict(name, error, budget, "" if error <= budget else "over budget")
+
+
+def _pair_verdicts(
+    got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], prefix: str
+) -> list[Verdict]:
+    """The accuracies of the family: residual 1e-9, eigenvalues 1e-10, angles 1e-9 / gap."""
+    mine = {name.removeprefix(prefix): value for name, value in got.items()}
+    theirs = {name.removeprefix(prefix): value for name, value in want.items()}
+    found = [_relative("eigenvalues", mine["eigenvalues"], theirs["eigenvalues"], 1e-10)]
+    residual = mine["residual"]
+    worst = float(residual.max()) if residual.numel() else 0.0
+    found.append(Verdict("residual", worst, 1e-9, "" if worst <= 1e-9 else "over tol"))
+    found.append(_relative("degenerate", mine["degenerate"], theirs["degenerate"], 0))
+    found.append(_relative("converged", mine["converged"], theirs["converged"], 0))
+    x, y = mine["eigenvectors"], theirs["eigenvectors"]
+    if x.shape != y.shape or mine["gap"].shape != theirs["gap"].shape:
+        return [*found, Verdict("eigenvectors", 0.0, 0.0, "shape")]
+    shape = (-1, *y.shape[-2:])
+    x, y = x.reshape(shape), y.reshape(shape)
+    gaps, gap = theirs["gap"].flatten(), mine["gap"].flatten()
+    off = 0.0
+    vector = 0.0
+    for i, true in enumerate(gaps.tolist()):
+        off = max(off, abs(float(gap[i]) - true) - 0.1 * true - 2e-9)
+        if true > 1e-8:
+            scale = float(y[i].abs().max())
+            vector = max(vector, float((x[i] - y[i]).abs().max()) / scale * true)
+    found.append(Verdict("gap", off, 0.0, "" if off <= 0 else "not within 10 %"))
+    # An angle of 1e-9 / gap, in entries relative to the largest.
+    return [*found, Verdict("eigenvectors", vector, 1e-8, "" if vector <= 1e-8 else "angle")]
+
+
+def _check_pairs(spec: OpSpec, call: Call, backend: str) -> list[Verdict]:
+    bad = _not_finite(spec, call, backend)
+    if bad is not None:
+        return bad
+    got, want = evaluate(spec.api, call, backend), evaluate(spec.api, call, "reference")
+    if got.keys() != want.keys():
+        return [Verdict("outputs", 0.0, 0.0, f"{sorted(got)}, not {sorted(want)}")]
+    found: list[Verdict] = []
+    prefixes = sorted({name.rpartition(".")[0] + "." for name in got if name.startswith("out")})
+    for prefix in prefixes:
+        found += _pair_verdicts(
+            {k: v for k, v in got.items() if k.startswith(prefix)},
+            {k: v for k, v in want.items() if k.startswith(prefix)},
+            prefix,
+        )
+    if "grad.0" in got:
+        scale = float(want["grad.0"].abs().max()) if got["grad.0"].numel() else 0.0
+        eps = torch.finfo(got["grad.0"].dtype).eps
+        gap = float(want["out.gap"].min()) if want["out.gap"].numel() else 1.0
+        budget = scale * (eps + 1e-8 / max(gap, 1e-9))
+        found.append(_relative("grad.0", got["grad.0"], want["grad.0"], budget))
+    return found
+
+
+def _not_finite(spec: OpSpec, call: Call, backend: str) -> list[Verdict] | None:
+    """For planted values: the refusal that the reference gives must come from the backend too."""
+
+    def refusal(name: str) -> str | None:
+        try:
+            spec.api(*call.args, **call.kwargs, backend=name)
+        except ValueError as error:
+            return str(error).partition(" ")[0] + str(error).partition(" at ")[2]
+        return None
+
+    tensors = [t.detach() for t in call.tensors() if t.is_floating_point()]
+    if (
+        all(bool(torch.isfinite(t).all()) for t in tensors)
+        and spec.api is not foveate.ncut_affinity
+    ):
+        return None
+    wanted, given = refusal("reference"), refusal(backend)
+    if wanted is None and given is None:
+        return None
+    return [Verdict("refusal", 0.0, 0.0, "" if wanted == given else f"{given}, not {wanted}")]
+
+
+def _check_masks(spec: OpSpec, call: Call, backend: str) -> list[Verdict]:
+    """Masks, statuses, seeds and boxes are equal; reals have the accuracies of the family."""
+    bad = _not_finite(spec, call, backend)
+    if bad is not None:
+        return bad
+    got, want = evaluate(spec.api, call, backend), evaluate(spec.api, call, "reference")
+    if got.keys() != want.keys():
+        return [Verdict("outputs", 0.0, 0.0, f"{sorted(got)}, not {sorted(want)}")]
+    found = []
+    gap = want["out.gap"]
+    clear = bool((gap > 1e-7).all() | (gap == 0).all()) and not bool(want["out.uncertain"].any())
+    for name, value in got.items():
+        short = name.removeprefix("out.")
+        if not value.is_floating_point():
+            # A token whose side is not certified may fall on either.
+            if clear or short not in (
+                "masks",
+                "mask",
+                "candidates",
+                "foreground",
+                "box",
+                "seeds",
+                "seed",
+                "status",
+                "uncertain",
+                "degenerate",
+            ):
+                found.append(_relative(short, value, want[name], 0))
+        elif short in ("eigenvalues", "eigenvalue") and clear:
+            found.append(_relative(short, value, want[name], 1e-10))
+        elif short == "residual":
+            worst = float(value.max()) if value.numel() else 0.0
+            found.append(Verdict(short, worst, 1e-9, "" if worst <= 1e-9 else "over tol"))
+        elif short in ("eigenvectors", "eigenvector") and clear and value.numel():
+            scale = float(want[name].abs().max())
+            budget = 1e-8 * scale / float(gap.min())
+            found.append(_relative(short, value, want[name], budget))
+    return found
+
+
+def _cost(call: Call, passes: int) -> Cost:
+    features = call.args[0]
+    images = features if isinstance(features, list) else list(features)
+    flops = traffic = 0.0
+    for image in images:
+        n, c = image.shape
+        flops += n * n * c + passes * n * n / 2
+        traffic += n * c * image.element_size() + n * n / 8 * (passes + 1)
+    return Cost(flops, traffic)
+
+
+def _affinity_cost(call: Call) -> Cost:
+    affinity = call.args[0]
+    b, n, _ = affinity.shape
+    return Cost(b * 12 * 8 * n * n, b * n * n * affinity.element_size())
+
+
+def _draw(integers: Callable[[int, int], int]) -> dict[str, Any]:
+    n = integers(3, 75)
+    return {
+        "b": integers(0, 2),
+        "n": n,
+        "c": integers(0, 9),
+        "k": integers(1, min(16, n - 2)),
+        "zeros": integers(0, 2) * (n // 9),
+        "masked": integers(0, 1) * (n // 3),
+        "tau": (-0.3, 0.1, 0.45)[integers(0, 2)],
+        "two_valued": bool(integers(0, 1)),
+    }
+
+
+def _draw_features(integers: Callable[[int, int], int]) -> dict[str, Any]:
+    case = _draw(integers)
+    del case["tau"]  # a cosine of random features may come near a given threshold
+    case["c"] += 1
+    return case
+
+
+def _draw_grid(integers: Callable[[int, int], int]) -> dict[str, Any]:
+    h, w = integers(2, 9), integers(2, 9)
+    return {
+        "b": integers(0, 2),
+        "n": h * w,
+        "c": integers(1, 9),
+        "grid": (h, w),
+        "zeros": integers(0, 2),
+        "n_masks": integers(1, 4),
+        "on_reject": ("retry", "stop", "skip")[integers(0, 2)],
+        "corners": (None, 2, 3)[integers(0, 2)],
+    }
+
+
+def _draw_object(integers: Callable[[int, int], int]) -> dict[str, Any]:
+    case = _draw_grid(integers)
+    return {
+        **{key: case[key] for key in ("b", "n", "c", "grid", "zeros")},
+        "binary": bool(integers(0, 1)),
+    }
+
+
+_PAIR_CASES = Cases(
+    {
+        "empty": {"b": 0, "n": 5, "c": 3},
+        "three tokens": {"b": 1, "n": 3, "c": 2},
+        "one channel": {"b": 1, "n": 9, "c": 1},
+        "31": {"b": 1, "n": 31, "c": 5, "k": 2},
+        "32": {"b": 1, "n": 32, "c": 5, "k": 3},
+        "dense limit, masked": {"b": 2, "n": 64, "c": 8, "masked": 20},
+        "dense limit + 1": {"b": 1, "n": 65, "c": 8, "k": 2},
+        "ragged": {"b": 1, "n": 97, "c": 6, "ragged": True},
+        "three blocks, zero tokens": {"b": 2, "n": 97, "c": 64, "k": 5, "zeros": 9},
+        "chunk of dots": {"b": 1, "n": 129, "c": 7, "k": 16, "noise": 1.5},
+    },
+    _draw_features,
+)
+_AFFINITY_CASES = Cases(
+    {
+        "empty": {"b": 0, "n": 5},
+        "three tokens": {"b": 1, "n": 3, "grad": True},
+        "nine, weighted": {"b": 1, "n": 9, "grad": True, "k": 2},
+        "two values": {"b": 2, "n": 33, "two_valued": True, "k": 2, "grad": True},
+        "two values, zero": {"b": 1, "n": 70, "two_valued": True, "low": 0.0625, "k": 3},
+        "weighted": {"b": 1, "n": 71, "k": 3, "grad": True},
+        "weighted, many": {"b": 1, "n": 100, "k": 8},
+    },
+    _draw,
+)
+_MASKCUT_CASES = Cases(
+    {
+        "empty": {"b": 0, "n": 6, "c": 3, "grid": (2, 3)},
+        "6 x 7": {"b": 2, "n": 42, "c": 6, "grid": (6, 7)},
+        "a line": {"b": 1, "n": 11, "c": 5, "grid": (1, 11), "n_masks": 2},
+        "9 x 11, stop": {"b": 1, "n": 99, "c": 8, "grid": (9, 11), "on_reject": "stop"},
+        "9 x 8, skip, upsampled": {
+            **{"b": 1, "n": 72, "c": 8, "grid": (9, 8), "on_reject": "skip"},
+            **{"size": (20, 30), "n_masks": 4},
+        },
+        "no corner rule": {"b": 1, "n": 90, "c": 8, "grid": (9, 10), "corners": None},
+    },
+    _draw_grid,
+)
+_TOKENCUT_CASES = Cases(
+    {
+        "empty": {"b": 0, "n": 6, "c": 3, "grid": (2, 3)},
+        "6 x 7": {"b": 2, "n": 42, "c": 6, "grid": (6, 7)},
+        "9 x 11": {"b": 1, "n": 99, "c": 8, "grid": (9, 11)},
+        "9 x 11, weighted": {"b": 2, "n": 99, "c": 8, "grid": (9, 11), "binary": False},
+    },
+    _draw_object,
+)
+
+
+def _bad(id: str, error: type[Exception], match: str, *args: Any, **kwargs: Any) -> BadInput:
+    return BadInput(id, lambda: Call(args, kwargs), error, match)
+
+
+_F = torch.randn(2, 12, 4, generator=torch.Generator().manual_seed(0))
+_NAN = _F.clone()
+_NAN[1, 7, 2] = math.nan
+_INF = _F.clone()
+_INF[0, 3, 0] = math.inf
+_W = torch.rand(12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+_W = _W + _W.T
+_MASK = torch.zeros(2, 12, dtype=torch.bool)
+
+
+def _changed(entries: dict[tuple[int, int], Any]) -> torch.Tensor:
+    w = _W.clone()
+    for (i, j), value in entries.items():
+        w[i, j] = value
+    return w
+
+
+def _opposed() -> torch.Tensor:
+    """Four directions in a plane, such that the cosines of a token sum to 0."""
+    return torch.tensor([[1.0, 0.1], [-1.0, 0.1], [0.1, -1.0], [-0.1, 0.8]])
+
+
+def _feature_rows(*args: Any) -> tuple[BadInput, ...]:
+    """The rows of bad features, common to the three functions; `args` follow the features."""
+    return (
+        _bad("nan", ValueError, "finite.*nan.*batch 1, token 7", _NAN, *args),
+        _bad("infinity", ValueError, "finite.*inf.*batch 0, token 3", _INF, *args),
+        _bad("rank", ValueError, r"\[b, n, c\].*\(12,\)", torch.zeros(12), *args),
+        _bad("integers", TypeError, "int64", _F.long(), *args),
+        _bad("bool", TypeError, "bool", _F > 0, *args),
+        _bad("complex", TypeError, "complex64", _F.to(torch.complex64), *args),
+        _bad("tau nan", ValueError, "tau", _F, *args, tau=math.nan),
+        _bad("tau 1", ValueError, "tau", _F, *args, tau=1.0),
+        _bad("eps 0", ValueError, "eps", _F, *args, eps=0.0),
+        _bad("eps 1", ValueError, "eps", _F, *args, eps=1.0),
+        _bad("tol", ValueError, "tol", _F, *args, tol=0.0),
+        _bad("max_iter", ValueError, "max_iter", _F, *args, max_iter=0),
+        _bad("check", ValueError, "check", _F, *args, check="yes"),
+        _bad("backend", ValueError, "backend must be one of", _F, *args, backend="tpu"),
+    )
+
+
+def _list_rows(*args: Any) -> tuple[BadInput, ...]:
+    one = _F[0]
+    return (
+        _bad("list rank", ValueError, r"features\[1\].*\(2, 12, 4\)", [one, _F], *args),
+        _bad("list dtypes", TypeError, "float32.*float64", [one, one.double()], *args),
+        _bad("list devices", ValueError, "cpu.*meta", [one, one.to("meta")], *args),
+    )
+
+
+_GRID_ROWS = (
+    _bad("grid", ValueError, r"5 x 2 = 10 cells and 12 tokens", _F, (5, 2)),
+    _bad("class token", ValueError, "11 cells and 12 tokens; drop the CLS token", _F, (11, 1)),
+    _bad("grid is a number", ValueError, "grid must be", _F, 12),
+    _bad("size", ValueError, "size", _F, (3, 4), size=(0, 4)),
+    _bad("two tokens", ValueError, "3 tokens", _F[:, :2], (1, 2)),
+)
+
+SPECS = (
+    OpSpec(
+        name="ncut",
+        api=foveate.ncut,
+        backends=(),
+        dtypes=_FLOATS,
+        make_inputs=_ncut_inputs,
+        cases=_PAIR_CASES,
+        bench=(),
+        cost=lambda call: _cost(call, 12),
+        bad_inputs=(
+            *_feature_rows(),
+            *_list_rows(),
+            _bad("k 0", ValueError, "k=0 with n=12", _F, k=0),
+            _bad("k 17", ValueError, "k=17 with n=12", _F, k=17),
+            _bad("k n - 1", ValueError, "k=11 with n=12", _F, k=11),
+            _bad("mask dtype", TypeError, "mask must be bool", _F, mask=_MASK.float()),
+            _bad("mask shape", ValueError, "mask must have", _F, mask=_MASK[:, :3]),
+        ),
+        check=_check_pairs,
+    ),
+    OpSpec(
+        name="ncut_affinity",
+        api=foveate.ncut_affinity,
+        backends=(),
+        dtypes=_FLOATS,
+        make_inputs=_affinity_inputs,
+        cases=_AFFINITY_CASES,
+        bench=(),
+        cost=_affinity_cost,
+        bad_inputs=(
+            _bad("rank", ValueError, "square", torch.zeros(12)),
+            _bad("not square", ValueError, r"square.*\(3, 4\)", torch.zeros(3, 4)),
+            _bad("integers", TypeError, "int64", _W.long()),
+            _bad("nan", ValueError, "finite.*row 2", _changed({(2, 5): math.nan})),
+            _bad("asymmetric", ValueError, "symmetric.*0.5", _changed({(2, 5): _W[5, 2] + 0.5})),
+            _bad("negative", ValueError, "non-negative.*row 2", _changed({(2, 5): -1, (5, 2): -1})),
+            _bad(
+                "no weight",
+                ValueError,
+                "degree.*row 4",
+                _W * (torch.arange(12) != 4) * (torch.arange(12) != 4).unsqueeze(1),
+            ),
+            _bad("k", ValueError, "k=11 with n=12", _W, k=11),
+            _bad("tol", ValueError, "tol", _W, tol=-1.0),
+            _bad("max_iter", ValueError, "max_iter", _W, max_iter=0),
+            _bad("backend", ValueError, "backend must be one of", _W, backend="tpu"),
+        ),
+        check=_check_pairs,
+    ),
+    OpSpec(
+        name="maskcut",
+        api=foveate.maskcut,
+        backends=(),
+        dtypes=_FLOATS,
+        make_inputs=_grid_inputs,
+        cases=_MASKCUT_CASES,
+        bench=(),
+        cost=lambda call: _cost(call, 36),
+        bad_inputs=(
+            *_feature_rows((3, 4)),
+            *_GRID_ROWS,
+            _bad("list of grids", ValueError, "list of 2 pairs", [_F[0], _F[1]], (3, 4)),
+            _bad("n_masks", ValueError, "n_masks", _F, (3, 4), n_masks=0),
+            _bad("corners", ValueError, "corners", _F, (3, 4), corners=5),
+            _bad("on_reject", ValueError, "on_reject", _F, (3, 4), on_reject="again"),
+            _bad("iou_threshold", ValueError, "iou_threshold", _F, (3, 4), iou_threshold=1.5),
+            _bad("min_area", ValueError, "min_area", _F, (3, 4), min_area=-0.1),
+        ),
+        check=_check_masks,
+    ),
+    OpSpec(
+        name="tokencut",
+        api=foveate.tokencut,
+        backends=(),
+        dtypes=_FLOATS,
+        make_inputs=_grid_inputs,
+        cases=_TOKENCUT_CASES,
+        bench=(),
+        cost=lambda call: _cost(call, 12),
+        bad_inputs=(
+            *_feature_rows((3, 4)),
+            *_GRID_ROWS,
+            _bad("binary", ValueError, "binary", _F, (3, 4), binary=2),
+            _bad("degree", ValueError, "degree.*row", _opposed(), (2, 2), binary=False, tau=-0.99),
+        ),
+        check=_check_masks,
+    ),
+)
