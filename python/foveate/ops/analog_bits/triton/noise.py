@@ -10,7 +10,7 @@ from foveate.ops.analog_bits.layout import require_in_range, split_at
 from foveate.ops.analog_bits.seeds import pixels_per_sample
 from foveate.ops.analog_bits.triton.words import code_word, float64_pattern
 
-_VALUES = 2048  # values of a program's tile
+_VALUES = 1024  # of a tile: at 2048 the generator spills on sm_80
 
 
 @triton.jit
