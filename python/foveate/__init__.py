@@ -11,6 +11,10 @@ from foveate.ops.analog_bits.api.noise import bits_noise, bits_q_sample
 from foveate.ops.ncut.api import maskcut, ncut, ncut_affinity, tokencut
 from foveate.ops.ncut.results import MaskCutResult, MaskStatus, NCutResult, TokenCutResult
 from foveate.ops.pearson.api import pearson_matrix
+from foveate.ops.topdown_attention.api.attention import topdown_attention
+from foveate.ops.topdown_attention.api.feedback import feedback, fold_feedback
+from foveate.ops.topdown_attention.api.sdpa import topdown_sdpa
+from foveate.ops.topdown_attention.api.select import prompt_select
 
 __version__ = "0.1.0"
 
@@ -29,6 +33,12 @@ __all__ = [
     "ncut_affinity",
     "pearson_matrix",
     "tokencut",
+    "feedback",
+    "fold_feedback",
+    "pearson_matrix",
+    "prompt_select",
+    "topdown_attention",
+    "topdown_sdpa",
 ]
 
 _ON_FIRST_USE = ("bench", "cli", "compat", "methods", "nn", "testing")
