@@ -69,7 +69,8 @@ def topdown_attention(
     asking = x if num_queries is None else x[:, :num_queries]
 
     def heads(y: torch.Tensor) -> torch.Tensor:
-        return y.unflatten(-1, (num_heads, y.shape[-1] // num_heads)).transpose(1, 2)
+        split: torch.Tensor = y.unflatten(-1, (num_heads, y.shape[-1] // num_heads))
+        return split.transpose(1, 2)
 
     o = topdown_sdpa(
         heads(F.linear(asking, w_q, b_q)),
