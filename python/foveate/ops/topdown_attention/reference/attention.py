@@ -46,7 +46,8 @@ def topdown_sdpa(
     work = working_dtype(q.dtype)
     values = v.to(work) if v_td is None else v.to(work) + v_td.to(work)  # [b, h, m, d]
     scores = (q.to(work) * scale) @ k.to(work).transpose(-1, -2)  # [b, h, n, m]
-    return (probabilities(masked(scores, mask, causal)) @ values).to(q.dtype)  # [b, h, n, d]
+    out: torch.Tensor = probabilities(masked(scores, mask, causal)) @ values  # [b, h, n, d]
+    return out.to(q.dtype)
 
 
 def topdown_attention(
