@@ -78,4 +78,43 @@ FOVEATE_PER_ISA(
         double* total,     // [1]
         void* pixel_loss,  // C [P], or null: w times the sum over channels
         void* slope);      // like pred, or null
+
+    // Blocks of pixels of the softmax kernels; bits_softmax_loss has an entry of `partial` for
+    // each.
+    std::int64_t bits_softmax_blocks(std::int64_t outer, std::int64_t inner);
+
+    // Sum of w (logsumexp(l_g) - l_g[t_g]) over pixels and groups of m bits; t_g is the group's
+    // bits as an integer. slope = slope_scale upstream w (softmax - onehot). As bits_loss
+    // otherwise.
+    std::uint64_t bits_softmax_loss(const void* logits,  // [outer, groups 2^m, inner], contiguous
+                                    int dtype, const void* x, int x_dtype,
+                                    std::int64_t x_outer_stride, std::int64_t x_map_stride,
+                                    std::int64_t x_inner_stride, const std::int32_t* n_bits,
+                                    std::int64_t maps, std::int64_t outer, std::int64_t inner,
+                                    bool msb, std::int64_t groups, int m, const void* weight,
+                                    std::int64_t pixels_per_weight, const void* upstream,
+                                    bool upstream_per_pixel, double slope_scale, int threads,
+                                    void* work,  // float [threads, 16, 2^m]
+                                    double* partial,
+                                    // outputs
+                                    double* total, void* pixel_loss,
+                                    void* slope);  // like logits, or null, or logits itself
+
+    // out[o, g m + j, i] = scale (2 E_j - 1), E_j the probability that bit j of group g is set.
+    void bits_softmax_expectation(const void* logits,  // [outer, groups 2^m, inner], contiguous
+                                  int dtype, std::int64_t outer, std::int64_t inner, bool msb,
+                                  std::int64_t groups, int m, double scale, int out_dtype,
+                                  int threads,
+                                  void* work,  // float [threads, 16, 2^m]
+                                  // outputs
+                                  void* out);  // [outer, groups m, inner]
+
+    void bits_softmax_expectation_slope(const void* logits, int dtype, std::int64_t outer,
+                                        std::int64_t inner, bool msb, std::int64_t groups, int m,
+                                        double scale,
+                                        const void* upstream,  // float [outer, groups m, inner]
+                                        int threads,
+                                        void* work,  // float [threads, 17, 2^m]
+                                        // outputs
+                                        void* slope);  // like logits
 )

@@ -10,6 +10,7 @@ from foveate.ops.analog_bits.api.loss import bits_loss
 from foveate.ops.analog_bits.api.noise import bits_noise, bits_q_sample
 from foveate.ops.ncut.api import maskcut, ncut, ncut_affinity, tokencut
 from foveate.ops.ncut.results import MaskCutResult, MaskStatus, NCutResult, TokenCutResult
+from foveate.ops.analog_bits.api.softmax import bits_softmax_cross_entropy, bits_softmax_expectation
 from foveate.ops.pearson.api import pearson_matrix
 from foveate.ops.topdown_attention.api.attention import topdown_attention
 from foveate.ops.topdown_attention.api.feedback import feedback, fold_feedback
@@ -33,6 +34,8 @@ __all__ = [
     "maskcut",
     "ncut",
     "ncut_affinity",
+    "bits_softmax_cross_entropy",
+    "bits_softmax_expectation",
     "pearson_matrix",
     "prompt_select",
     "tokencut",

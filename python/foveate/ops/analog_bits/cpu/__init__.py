@@ -2,9 +2,17 @@
 
 from typing import Any
 
+import torch
+
 from foveate.ops.analog_bits.cpu.codec import bits_decode, bits_encode
 from foveate.ops.analog_bits.cpu.loss import bits_loss_bwd, bits_loss_fwd
 from foveate.ops.analog_bits.cpu.noise import bits_noise, bits_q_sample
+from foveate.ops.analog_bits.cpu.softmax import (
+    bits_softmax_expectation_bwd,
+    bits_softmax_expectation_fwd,
+    bits_softmax_loss_bwd,
+    bits_softmax_loss_fwd,
+)
 
 __all__ = [
     "bits_decode",
@@ -13,9 +21,15 @@ __all__ = [
     "bits_loss_fwd",
     "bits_noise",
     "bits_q_sample",
+    "bits_softmax_expectation_bwd",
+    "bits_softmax_expectation_fwd",
+    "bits_softmax_loss_bwd",
+    "bits_softmax_loss_fwd",
     "unsupported",
 ]
 
 
-def unsupported(_op: str, *_args: Any) -> str | None:
+def unsupported(op: str, *args: Any) -> str | None:
+    if op.startswith("bits_softmax") and args[0] == torch.float64:
+        return "float64 logits are computed by the reference"
     return None

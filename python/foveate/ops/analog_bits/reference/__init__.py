@@ -3,5 +3,17 @@
 from foveate.ops.analog_bits.reference.codec import bits_decode, bits_encode
 from foveate.ops.analog_bits.reference.loss import bits_loss
 from foveate.ops.analog_bits.reference.noise import bits_noise, bits_q_sample
+from foveate.ops.analog_bits.reference.softmax import (
+    bits_softmax_cross_entropy,
+    bits_softmax_expectation,
+)
 
-__all__ = ["bits_decode", "bits_encode", "bits_loss", "bits_noise", "bits_q_sample"]
+__all__ = [
+    "bits_decode",
+    "bits_encode",
+    "bits_loss",
+    "bits_noise",
+    "bits_q_sample",
+    "bits_softmax_cross_entropy",
+    "bits_softmax_expectation",
+]
