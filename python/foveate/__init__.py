@@ -8,9 +8,9 @@ from typing import Any
 from foveate.ops.analog_bits.api.codec import bits_decode, bits_encode
 from foveate.ops.analog_bits.api.loss import bits_loss
 from foveate.ops.analog_bits.api.noise import bits_noise, bits_q_sample
+from foveate.ops.analog_bits.api.softmax import bits_softmax_cross_entropy, bits_softmax_expectation
 from foveate.ops.ncut.api import maskcut, ncut, ncut_affinity, tokencut
 from foveate.ops.ncut.results import MaskCutResult, MaskStatus, NCutResult, TokenCutResult
-from foveate.ops.analog_bits.api.softmax import bits_softmax_cross_entropy, bits_softmax_expectation
 from foveate.ops.pearson.api import pearson_matrix
 from foveate.ops.topdown_attention.api.attention import topdown_attention
 from foveate.ops.topdown_attention.api.feedback import feedback, fold_feedback
@@ -29,13 +29,13 @@ __all__ = [
     "bits_loss",
     "bits_noise",
     "bits_q_sample",
+    "bits_softmax_cross_entropy",
+    "bits_softmax_expectation",
     "feedback",
     "fold_feedback",
     "maskcut",
     "ncut",
     "ncut_affinity",
-    "bits_softmax_cross_entropy",
-    "bits_softmax_expectation",
     "pearson_matrix",
     "prompt_select",
     "tokencut",

@@ -218,12 +218,21 @@ def differentiable(cls: type[torch.autograd.Function]) -> Callable[..., Any]:
 
     class Eager(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
+        def forward(ctx: Any, *args_anchors_count: Any) -> Any:
+            *rest, count = args_anchors_count
+            args, ctx.anchors = tuple(rest[:-count]), rest[-count:]
             output = cls.forward(*args)
             cls.setup_context(ctx, args, output)
             return output
 
-        backward = staticmethod(cls.backward)
+        @staticmethod
+        def backward(ctx: Any, *upstream: Any) -> Any:
+            gradients = cls.backward(ctx, *upstream)
+            if not isinstance(gradients, tuple):
+                gradients = (gradients,)
+            if torch.is_grad_enabled():
+                gradients = _refuse_second_derivative(ctx.anchors, gradients)
+            return (*gradients, *(None,) * (len(ctx.anchors) + 1))
 
     Eager.__name__ = Eager.__qualname__ = cls.__name__
 
@@ -235,9 +244,52 @@ def differentiable(cls: type[torch.autograd.Function]) -> Callable[..., Any]:
         ):
             return cls.apply(*args)
         if torch.is_grad_enabled():
-            for arg in args:
-                if isinstance(arg, torch.Tensor) and arg.requires_grad:
-                    return Eager.apply(*args)
+            anchors = [
+                _Anchor.apply(arg)
+                for arg in args
+                if isinstance(arg, torch.Tensor) and arg.requires_grad
+            ]
+            if anchors:
+                return Eager.apply(*args, *anchors, len(anchors))
         return cls.forward(*args)
 
     return call
+
+
+class _Anchor(torch.autograd.Function):
+    """An empty tensor that hangs on its input in the graph and keeps none of its memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> None:
+        return None
+
+
+class _Refused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, count: int, *anchors_and_gradients: torch.Tensor) -> Any:
+        return tuple(gradient.detach() for gradient in anchors_and_gradients[count:])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        raise RuntimeError(
+            "a fused backend is differentiable once, but its gradient was differentiated again; "
+            "backend='reference' is differentiable to any order"
+        )
+
+
+def _refuse_second_derivative(anchors: Any, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The gradients, whose own differentiation raises.
+
+    torch's once_differentiable hangs its error on the upstream gradient alone: `autograd.grad`
+    towards an input that the rest of a loss reaches by another path would pass it by, and return a
+    wrong sum.
+    """
+    tensors = [gradient for gradient in gradients if isinstance(gradient, torch.Tensor)]
+    if not tensors:
+        return gradients
+    refused = iter(_Refused.apply(len(anchors), *anchors, *tensors))
+    return tuple(next(refused) if isinstance(g, torch.Tensor) else g for g in gradients)
