@@ -11,6 +11,9 @@ from foveate.ops.analog_bits.api.noise import bits_noise, bits_q_sample
 from foveate.ops.analog_bits.api.softmax import bits_softmax_cross_entropy, bits_softmax_expectation
 from foveate.ops.ncut.api import maskcut, ncut, ncut_affinity, tokencut
 from foveate.ops.ncut.results import MaskCutResult, MaskStatus, NCutResult, TokenCutResult
+from foveate.ops.pairwise_loss.api.info_nce import info_nce_loss
+from foveate.ops.pairwise_loss.api.sigmoid import sigmoid_loss
+from foveate.ops.pairwise_loss.pairs import PairStats
 from foveate.ops.pearson.api import pearson_matrix
 from foveate.ops.topdown_attention.api.attention import topdown_attention
 from foveate.ops.topdown_attention.api.feedback import feedback, fold_feedback
@@ -23,6 +26,7 @@ __all__ = [
     "MaskCutResult",
     "MaskStatus",
     "NCutResult",
+    "PairStats",
     "TokenCutResult",
     "bits_decode",
     "bits_encode",
@@ -33,11 +37,13 @@ __all__ = [
     "bits_softmax_expectation",
     "feedback",
     "fold_feedback",
+    "info_nce_loss",
     "maskcut",
     "ncut",
     "ncut_affinity",
     "pearson_matrix",
     "prompt_select",
+    "sigmoid_loss",
     "tokencut",
     "topdown_attention",
     "topdown_sdpa",
