@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import foveate
 
 _COMMANDS: dict[str, str] = {
+    "bench": "foveate.bench.command",
     "doctor": "foveate.doctor",
 }
 

@@ -1,6 +1,6 @@
 """The registry of ops and the error budget: what tests and benchmarks are generated from."""
 
-from foveate.testing.check import Verdict, assert_ok, evaluate, verdicts
+from foveate.testing.check import Verdict, assert_ok, evaluate, in_float32, on_part, verdicts
 from foveate.testing.spec import BadInput, Bench, Call, Cases, Cost, OpSpec
 from foveate.testing.specs import SPECS
 
@@ -15,5 +15,7 @@ __all__ = [
     "Verdict",
     "assert_ok",
     "evaluate",
+    "in_float32",
+    "on_part",
     "verdicts",
 ]

@@ -80,12 +80,19 @@ class Cost(NamedTuple):
 
 
 class Bench(NamedTuple):
-    """One benchmark row: real inputs at a real model's size, and the peers that run them too."""
+    """One benchmark row: real inputs at a real model's size, and the peers that run them too.
+
+    If a tensor of the call requires grad, the row times forward and backward.
+    """
 
     id: str
     make: Callable[[str], Call]  # device -> call
     peers: dict[str, Callable[..., Any]]  # name -> function of the same arguments
     quick: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")  # where this size makes sense
+    # (spec, call, backend) -> verdicts on the timed call, where a reference in float64 would not
+    # fit: check.in_float32, check.on_part, or a family's own. None: as the tests do.
+    oracle: Callable[[OpSpec, Call, str], list[Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The benchmark suite: correctness first, then interleaved times against peers and ceilings."""
