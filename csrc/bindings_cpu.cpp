@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cpu/analog_bits.h"
+#include "cpu/ncut.h"
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -83,4 +84,13 @@ PYBIND11_MODULE(_cpu, m) {
   FOVEATE_DEF(m, bits_loss_tiles);
   FOVEATE_DEF(m, bits_noise);
   FOVEATE_DEF(m, bits_q_sample);
+
+  // ncut
+  FOVEATE_DEF(m, ncut_normalize);
+  FOVEATE_DEF(m, ncut_pack_panel);
+  FOVEATE_DEF(m, ncut_degrees);
+  FOVEATE_DEF(m, ncut_paint);
+  FOVEATE_DEF(m, ncut_scan);
+  FOVEATE_DEF(m, ncut_lanczos);
+  FOVEATE_DEF(m, ncut_component);
 }
