@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cpu/analog_bits.h"
+#include "cpu/ncut.h"
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -87,4 +88,13 @@ PYBIND11_MODULE(_cpu, m) {
   FOVEATE_DEF(m, bits_softmax_loss);
   FOVEATE_DEF(m, bits_softmax_expectation);
   FOVEATE_DEF(m, bits_softmax_expectation_slope);
+
+  // ncut
+  FOVEATE_DEF(m, ncut_normalize);
+  FOVEATE_DEF(m, ncut_pack_panel);
+  FOVEATE_DEF(m, ncut_degrees);
+  FOVEATE_DEF(m, ncut_paint);
+  FOVEATE_DEF(m, ncut_scan);
+  FOVEATE_DEF(m, ncut_lanczos);
+  FOVEATE_DEF(m, ncut_component);
 }

@@ -78,7 +78,10 @@ class Stages(NamedTuple):
 
 
 def candidate_mask(
-    x: torch.Tensor, grid: tuple[int, int], corners: int
+    x: torch.Tensor,
+    grid: tuple[int, int],
+    corners: int,
+    connected: Callable[[torch.Tensor, int, tuple[int, int]], torch.Tensor] = component,
 ) -> tuple[torch.Tensor, int]:
     """MaskCut's candidate `[n]` and its seed: a component of the side that avoids the corners.
 
@@ -88,7 +91,7 @@ def candidate_mask(
     seed = largest_entry(x.abs())
     if corners and corners_held(side, grid) >= corners:
         side, seed = ~side, largest_entry(-x)
-    return component(side, seed, grid), seed
+    return connected(side, seed, grid), seed
 
 
 def maskcut_stages(
@@ -100,6 +103,7 @@ def maskcut_stages(
     corners: int,
     on_reject: str,
     device: torch.device,
+    connected: Callable[[torch.Tensor, int, tuple[int, int]], torch.Tensor] = component,
 ) -> Stages:
     """The stages of MaskCut on one image.
 
@@ -112,6 +116,7 @@ def maskcut_stages(
         corners: number of foreground corners that reverses a partition; 0: never.
         on_reject: "retry", "stop" or "skip".
         device: where the image is.
+        connected: `component`, or a backend's own.
     """
     n = grid[0] * grid[1]
     nothing = torch.zeros(n, dtype=torch.bool, device=device)
@@ -124,7 +129,7 @@ def maskcut_stages(
         if bool(result.degenerate):
             status = MaskStatus.DEGENERATE
         else:
-            candidate, seed = candidate_mask(result.eigenvectors[0], grid, corners)
+            candidate, seed = candidate_mask(result.eigenvectors[0], grid, corners, connected)
             status = MaskStatus.OK
             union = int((previous | candidate).sum())
             common = int((previous & candidate).sum())

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from foveate.ops.ncut.partition import (
+    Stages,
     maskcut_stages,
     tokencut_object,
     with_sign,
@@ -221,6 +222,17 @@ def _pair_outputs(k: int, n: int) -> tuple[tuple[torch.dtype, tuple[int, ...]], 
     )
 
 
+def pair_outputs(
+    results: list[NCutResult], features: list[torch.Tensor], k: int, tol: float, check: bool
+) -> tuple[torch.Tensor, ...]:
+    """Outputs of ncut_fwd and ncut_affinity_fwd; warns of what did not converge."""
+    n = max(group.shape[1] for group in features)
+    outputs = stacked([tuple(r) for r in results], features, _pair_outputs(k, n))
+    if check:
+        warn_not_converged(outputs[5], outputs[4], outputs[2], tol)
+    return outputs
+
+
 def ncut_fwd(
     features: list[torch.Tensor],
     mask: list[torch.Tensor],
@@ -237,11 +249,7 @@ def ncut_fwd(
         solve_edges(edges(image, tau, masked), eps, k, tol)
         for image, masked in _images(features, mask)
     ]
-    n = max(group.shape[1] for group in features)
-    outputs = stacked([tuple(r) for r in results], features, _pair_outputs(k, n))
-    if check:
-        warn_not_converged(outputs[5], outputs[4], outputs[2], tol)
-    return outputs
+    return pair_outputs(results, features, k, tol, check)
 
 
 def ncut_affinity_fwd(
@@ -254,10 +262,7 @@ def ncut_affinity_fwd(
     if check:
         require_affinity(affinity)
     results = [solve_affinity(matrix, k, tol) for matrix in affinity]
-    outputs = stacked([tuple(r) for r in results], [affinity], _pair_outputs(k, affinity.shape[-1]))
-    if check:
-        warn_not_converged(outputs[5], outputs[4], outputs[2], tol)
-    return outputs
+    return pair_outputs(results, [affinity], k, tol, check)
 
 
 def solve_affinity(matrix: torch.Tensor, k: int, tol: float) -> NCutResult:
@@ -272,6 +277,23 @@ def solve_affinity(matrix: torch.Tensor, k: int, tol: float) -> NCutResult:
     degree = (w.sum(1) * isolated).max()
     classes = ((alike, 0.0), (isolated, float((high - low) / degree.clamp_min(high))))
     return solve_dense(w, k, tol, classes)
+
+
+def stage_outputs(
+    results: list[Stages], features: list[torch.Tensor], n_masks: int, tol: float, check: bool
+) -> tuple[torch.Tensor, ...]:
+    """Outputs of maskcut_fwd; warns of what did not converge."""
+    n, m = max(group.shape[1] for group in features), n_masks
+    shapes = (
+        *((_BOOL, (m, n)), (_I64, (m,)), (_BOOL, (m, n)), (_I64, (m,))),
+        *((_F64, (m,)), (_F64, (m,)), (_F64, (m,)), (_I64, (m,)), (_BOOL, (m,)), (_BOOL, (m,))),
+        *((_F64, (m, n)), (_I64, (m,))),
+    )
+    outputs = stacked([tuple(r) for r in results], features, shapes)
+    if check:
+        tried = outputs[1] != 5
+        warn_not_converged(outputs[9] | ~tried, outputs[11], outputs[6], tol)
+    return outputs[:11]
 
 
 def maskcut_fwd(
@@ -308,17 +330,7 @@ def maskcut_fwd(
                     image.device,
                 )
             )
-    n, m = max(group.shape[1] for group in features), n_masks
-    shapes = (
-        *((_BOOL, (m, n)), (_I64, (m,)), (_BOOL, (m, n)), (_I64, (m,))),
-        *((_F64, (m,)), (_F64, (m,)), (_F64, (m,)), (_I64, (m,)), (_BOOL, (m,)), (_BOOL, (m,))),
-        *((_F64, (m, n)), (_I64, (m,))),
-    )
-    outputs = stacked([tuple(r) for r in results], features, shapes)
-    if check:
-        tried = outputs[1] != 5
-        warn_not_converged(outputs[9] | ~tried, outputs[11], outputs[6], tol)
-    return outputs[:11]
+    return stage_outputs(results, features, n_masks, tol, check)
 
 
 def tokencut_fwd(
@@ -333,32 +345,45 @@ def tokencut_fwd(
 ) -> tuple[torch.Tensor, ...]:
     if check:
         require_finite(features)
-    results: list[tuple[torch.Tensor, ...]] = []
-    passes = []
+    pairs, grids = [], []
     for i, group in enumerate(features):
         for image in group:
             if binary:
                 b = edges(image, tau, torch.zeros_like(image[:, 0], dtype=torch.bool))
-                pairs = solve_edges(b, eps, 1, tol)
+                pairs.append(solve_edges(b, eps, 1, tol))
             else:
-                pairs = solve_dense(weights(image, tau, eps, len(results)), 1, tol)
-            found = tokencut_object(pairs, (grid[2 * i], grid[2 * i + 1]))
-            results.append(
-                (
-                    *(found.mask, found.box, found.seed, pairs.eigenvectors[0], found.foreground),
-                    *(pairs.eigenvalues[0], pairs.gap, pairs.residual[0], pairs.uncertain),
-                    *(pairs.degenerate, pairs.converged),
-                )
+                pairs.append(solve_dense(weights(image, tau, eps, len(pairs)), 1, tol))
+            grids.append((grid[2 * i], grid[2 * i + 1]))
+    return object_outputs(pairs, grids, features, tol, check)
+
+
+def object_outputs(
+    pairs: list[NCutResult],
+    grids: list[tuple[int, int]],
+    features: list[torch.Tensor],
+    tol: float,
+    check: bool,
+) -> tuple[torch.Tensor, ...]:
+    """Outputs of tokencut_fwd; warns of what did not converge."""
+    results: list[tuple[torch.Tensor, ...]] = []
+    for pair, cells in zip(pairs, grids, strict=True):
+        found = tokencut_object(pair, cells)
+        results.append(
+            (
+                *(found.mask, found.box, found.seed, pair.eigenvectors[0], found.foreground),
+                *(pair.eigenvalues[0], pair.gap, pair.residual[0], pair.uncertain),
+                *(pair.degenerate, pair.converged),
             )
-            passes.append(pairs.iterations)
+        )
     n = max(group.shape[1] for group in features)
     shapes = (
         *((_BOOL, (n,)), (_I64, (4,)), (_I64, ()), (_F64, (n,)), (_BOOL, (n,))),
         *((_F64, ()), (_F64, ()), (_F64, ()), (_I64, ()), (_BOOL, ()), (_BOOL, ())),
     )
     outputs = stacked(results, features, shapes)
-    if check and passes:
-        warn_not_converged(outputs[10], torch.stack(passes), outputs[7], tol)
+    if check and pairs:
+        passes = torch.stack([pair.iterations for pair in pairs])
+        warn_not_converged(outputs[10], passes, outputs[7], tol)
     return outputs
 
 

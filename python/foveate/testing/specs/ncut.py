@@ -394,7 +394,7 @@ SPECS = (
     OpSpec(
         name="ncut",
         api=foveate.ncut,
-        backends=(),
+        backends=("cpu",),
         dtypes=_FLOATS,
         make_inputs=_ncut_inputs,
         cases=_PAIR_CASES,
@@ -414,7 +414,7 @@ SPECS = (
     OpSpec(
         name="ncut_affinity",
         api=foveate.ncut_affinity,
-        backends=(),
+        backends=("cpu",),
         dtypes=_FLOATS,
         make_inputs=_affinity_inputs,
         cases=_AFFINITY_CASES,
@@ -443,7 +443,7 @@ SPECS = (
     OpSpec(
         name="maskcut",
         api=foveate.maskcut,
-        backends=(),
+        backends=("cpu",),
         dtypes=_FLOATS,
         make_inputs=_grid_inputs,
         cases=_MASKCUT_CASES,
@@ -464,7 +464,7 @@ SPECS = (
     OpSpec(
         name="tokencut",
         api=foveate.tokencut,
-        backends=(),
+        backends=("cpu",),
         dtypes=_FLOATS,
         make_inputs=_grid_inputs,
         cases=_TOKENCUT_CASES,
