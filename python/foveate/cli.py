@@ -16,6 +16,7 @@ import foveate
 
 _COMMANDS: dict[str, str] = {
     "doctor": "foveate.doctor",
+    "maskcut": "foveate.methods.maskcut_command",
 }
 
 
