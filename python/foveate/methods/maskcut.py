@@ -239,7 +239,7 @@ def prepare(
         optional("tqdm")
     if refine is not None:
         optional("scipy.ndimage")
-    cut = {
+    cut: dict[str, Any] = {
         "n_masks": n_masks,
         "tau": tau,
         "eps": eps,
