@@ -169,7 +169,7 @@ def _device_of(backbone: Any) -> torch.device:
 
 
 def resize_binary_mask(array: Any, new_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The mask at `new_size` (width, height), true where Pillow's default filter leaves a trace."""
+    """The mask at `new_size` (width, height), true where Pillow's filter leaves a trace."""
     image_module = optional("PIL.Image")
     levels = (np.asarray(array) != 0).astype(np.uint8) * 255
     return np.asarray(image_module.fromarray(levels).resize(new_size)) > 0
