@@ -61,8 +61,7 @@ def test_maskcut_forward_takes_one_of_the_two_sides_of_the_first_vector():
 
 
 def test_painting_zeroes_tokens():
-    values = features(16, 3, 2).repeat(1, 0)[:15].T
-    values = np.concatenate([values, values[:, :1]], axis=1)
+    values = features(48, 3, 2)[:16].T
     painting, mask = np.zeros((4, 4)), np.eye(4)
     feats, united = cutler.get_masked_affinity_matrix(painting, values, torch.from_numpy(mask), 4)
     np.testing.assert_array_equal(united, mask)
@@ -90,7 +89,7 @@ def test_tokencut_box_is_the_seed_components(weighted):
     )
     assert nothing is None
     x = vector.reshape(-1)
-    assert seed == np.abs(x).argmax()
+    assert seed == np.flatnonzero(np.abs(x) >= np.abs(x).max() * (1 - 1e-9))[0]  # of ties the first
     expected, _ = scipy.ndimage.label((x > x.mean()).reshape(6, 8))
     np.testing.assert_array_equal(labels, expected)
     np.testing.assert_array_equal(mask, expected == expected.flat[seed])
