@@ -14,8 +14,9 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -113,7 +114,13 @@ def launches(name: str) -> tuple[Launch, ...]:
     spec = next(spec for spec in SPECS if spec.name == name)
     distinct: dict[Any, Launch] = {}
     for call in _calls(spec):
-        with recorded_launches() as found:
+        # A driver that looks at values in between stops at the zeros that no kernel filled. What it
+        # had launched by then is noted; a test below sees that no kernel is missing.
+        with (
+            recorded_launches() as found,
+            warnings.catch_warnings(action="ignore"),
+            suppress(torch.linalg.LinAlgError, ValueError),
+        ):
             evaluate(spec.api, call, "triton")
         for launch in found:
             distinct.setdefault(launch.variant(), launch)

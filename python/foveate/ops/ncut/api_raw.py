@@ -22,7 +22,6 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from foveate._dispatch import differentiable, register
-from foveate.ops.ncut.gradient import affinity_gradient
 
 _FAMILY = "ncut"
 _F64, _I64, _BOOL = torch.float64, torch.int64, torch.bool
@@ -171,6 +170,15 @@ tokencut_fwd = register(
 )
 
 
+# One definition for all backends, opaque because the values decide its control flow.
+_affinity_bwd = register(
+    "ncut",
+    "ncut_affinity_bwd(Tensor affinity, Tensor eigenvalues, Tensor eigenvectors, "
+    "Tensor degenerate, Tensor? d_eigenvalues, Tensor? d_eigenvectors, str backend) -> Tensor",
+    lambda affinity, *_: torch.empty_like(affinity),
+)
+
+
 class _NCutAffinity(torch.autograd.Function):
     """Eigenpairs of an affinity `[b, n, n]`; eigenvalues and eigenvectors are differentiable."""
 
@@ -188,13 +196,20 @@ class _NCutAffinity(torch.autograd.Function):
         ctx.mark_non_differentiable(*output[2:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(inputs[0], eigenvalues, eigenvectors, degenerate)
+        ctx.backend = inputs[-1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
         affinity, eigenvalues, eigenvectors, degenerate = ctx.saved_tensors
-        gradient = affinity_gradient(
-            affinity, eigenvalues, eigenvectors, degenerate, gradients[0], gradients[1]
+        gradient = _affinity_bwd(
+            affinity,
+            eigenvalues,
+            eigenvectors,
+            degenerate,
+            gradients[0],
+            gradients[1],
+            ctx.backend,
         )
         return gradient, None, None, None, None, None
 

@@ -10,6 +10,7 @@ import torch
 
 from foveate._native import native
 from foveate.ops.ncut import partition, reference
+from foveate.ops.ncut.gradient import ncut_affinity_bwd as ncut_affinity_bwd
 from foveate.ops.ncut.results import NCutResult
 from foveate.ops.ncut.values import (
     refuse_affinity_value,

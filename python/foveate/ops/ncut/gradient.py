@@ -10,7 +10,7 @@ _DENSE = 64  # tokens up to which a direct solve is cheaper than an iteration
 _RESIDUAL = 1e-12
 
 
-def affinity_gradient(
+def ncut_affinity_bwd(
     affinity: torch.Tensor,
     eigenvalues: torch.Tensor,
     eigenvectors: torch.Tensor,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from foveate.ops.ncut.gradient import ncut_affinity_bwd as ncut_affinity_bwd
 from foveate.ops.ncut.partition import (
     Stages,
     maskcut_stages,

@@ -10,6 +10,7 @@ from foveate.ops.ncut import batched_lanczos as lanczos
 from foveate.ops.ncut import batched_partition as partition
 from foveate.ops.ncut import triton_affinity, triton_matvec
 from foveate.ops.ncut.batched_lanczos import DEGENERATE, Graph
+from foveate.ops.ncut.gradient import ncut_affinity_bwd as ncut_affinity_bwd
 from foveate.ops.ncut.results import MaskStatus
 from foveate.ops.ncut.values import (
     require_affinity,
