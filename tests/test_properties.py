@@ -7,21 +7,10 @@ import re
 import pytest
 import torch
 from generated import device_of, marks, spec_backends, strided, transposed
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate.testing import SPECS, assert_ok, evaluate, verdicts
-
-settings.register_profile(
-    "ci",
-    max_examples=100,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-settings.register_profile("nightly", settings.get_profile("ci"), max_examples=10_000)
-settings.register_profile("emulated", settings.get_profile("ci"), max_examples=4)
-settings.load_profile("ci")
 
 _LAYOUTS = (lambda call: call, strided, transposed)
 _SPECIAL = (float("nan"), float("inf"), float("-inf"), 1e30, 1e-30, 1e-42, 0.0, -0.0)
@@ -66,6 +55,11 @@ def test_random_sizes_layouts_and_values_give_the_references_answer(request, spe
         assert_ok(verdicts(spec, call, backend))
 
     run()
+
+
+def test_the_profile_named_on_the_command_line_is_the_one_that_runs(request):
+    name = request.config.getoption("--hypothesis-profile") or "ci"
+    assert settings.default.max_examples == settings.get_profile(name).max_examples
 
 
 def _differentiable():
