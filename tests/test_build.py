@@ -137,7 +137,8 @@ def test_kernels_build_for_arm64_and_its_16_bit_floats_round_trip(tmp_path):
     subprocess.run(
         [
             compiler, "-std=c++20", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Wconversion",
-            "-Werror", "-Wno-unknown-pragmas", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
+            "-Werror", "-Wno-unknown-pragmas", "-fno-math-errno", "-fno-trapping-math",
+            "-ffp-contract=off",
             "-fopenmp", "-static", "-DFOVEATE_ISA=baseline", "-I", str(ROOT / "csrc"),
             *map(str, SOURCES), str(tmp_path / "main.cpp"), "-o", str(program),
         ],
