@@ -17,6 +17,7 @@ import foveate
 _COMMANDS: dict[str, str] = {
     "bench": "foveate.bench.command",
     "doctor": "foveate.doctor",
+    "maskcut": "foveate.methods.maskcut_command",
 }
 
 
