@@ -79,19 +79,20 @@ def _place(shard: tuple[int, int] | None, device: str | None) -> tuple[tuple[int
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; 1 if every image failed, or one with `--strict`; 2 if nothing could start."""
-    from foveate.methods import maskcut
     from foveate.methods._optional import MissingPackageError
+    from foveate.methods.maskcut import prepare
+    from foveate.methods.maskcut_work import work
 
     own = ("command", "run", "strict", "quiet")
     arguments: dict[str, Any] = {key: value for key, value in vars(args).items() if key not in own}
     try:
         arguments["shard"], arguments["device"] = _place(args.shard, args.device)
         arguments["progress"] = args.progress and not args.quiet
-        job = maskcut.prepare(refine=None, **arguments)
+        job = prepare(refine=None, **arguments)
     except (ValueError, TypeError, OSError, NotImplementedError, MissingPackageError) as error:
         return _refusal(error)
     try:
-        done = maskcut.work(job)
+        done = work(job)
     except MissingPackageError as error:
         return _refusal(error)
     if not args.quiet:
