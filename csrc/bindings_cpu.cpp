@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cpu/analog_bits.h"
+#include "cpu/pearson.h"
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -87,4 +88,11 @@ PYBIND11_MODULE(_cpu, m) {
   FOVEATE_DEF(m, bits_softmax_loss);
   FOVEATE_DEF(m, bits_softmax_expectation);
   FOVEATE_DEF(m, bits_softmax_expectation_slope);
+
+  // pearson
+  FOVEATE_DEF(m, pearson_moments);
+  FOVEATE_DEF(m, pearson_stage);
+  FOVEATE_DEF(m, pearson_fold);
+  FOVEATE_DEF(m, pearson_finalize);
+  FOVEATE_DEF(m, pearson_topk);
 }
