@@ -7,6 +7,7 @@
 
 #include "cpu/analog_bits.h"
 #include "cpu/ncut.h"
+#include "cpu/pearson.h"
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -97,4 +98,10 @@ PYBIND11_MODULE(_cpu, m) {
   FOVEATE_DEF(m, ncut_scan);
   FOVEATE_DEF(m, ncut_lanczos);
   FOVEATE_DEF(m, ncut_component);
+  // pearson
+  FOVEATE_DEF(m, pearson_moments);
+  FOVEATE_DEF(m, pearson_stage);
+  FOVEATE_DEF(m, pearson_fold);
+  FOVEATE_DEF(m, pearson_finalize);
+  FOVEATE_DEF(m, pearson_topk);
 }

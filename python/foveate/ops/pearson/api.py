@@ -12,11 +12,9 @@ from foveate._checks import floating, one_of, same_device
 from foveate._dispatch import differentiable, register, select
 from foveate.ops.pearson import reference
 from foveate.ops.pearson.grids import RESAMPLERS, check_grid, joint_grid
+from foveate.ops.pearson.policies import CONSTANTS, NAN_POLICIES, PRECISIONS, checked_images
 
 _FAMILY = "pearson"
-PRECISIONS = ("bf16", "tf32", "bf16x3", "fp32", "fp64")
-NAN_POLICIES = ("propagate", "raise", "omit")
-CONSTANTS = ("nan", "zero")
 
 
 def pearson_matrix(
@@ -114,29 +112,6 @@ def _as_maps(name: str, x: torch.Tensor) -> torch.Tensor:
     if x.shape[2] == 0 or x.shape[3] == 0:
         raise ValueError(f"{name} must be [n, c, h, w] with h, w >= 1, got {tuple(x.shape)}")
     return x
-
-
-def checked_images(a: torch.Tensor, b: torch.Tensor, nan_policy: str) -> torch.Tensor:
-    """The images [n] to keep: all under "propagate", the finite ones under "omit".
-
-    Raises:
-        ValueError: a non-finite value under "raise"; no image left under "omit".
-    """
-    if nan_policy == "propagate":
-        return torch.ones(a.shape[0], dtype=torch.bool, device=a.device)
-    if nan_policy == "raise":
-        for side, maps in (("a", a), ("b", b)):
-            wrong = (~maps.detach().isfinite()).sum((0, 2, 3))  # [c]
-            if bool(wrong.any()):
-                channel = int(wrong.nonzero()[0, 0])
-                raise ValueError(
-                    f"{side} must be finite under nan_policy='raise', got {int(wrong[channel])} "
-                    f"non-finite values in channel {channel} of layer '0'"
-                )
-    keep = reference.finite_images(a, b)
-    if not bool(keep.any()):
-        raise ValueError("pearson_matrix needs at least 2 samples, got 0: every image was omitted")
-    return keep
 
 
 class _Matrix(torch.autograd.Function):

@@ -99,3 +99,9 @@ def axis_plan(size_a: int, size_b: int, target: int, resample: str) -> Axis:
     if size == size_a:
         return Axis(size, torch.eye(size, dtype=torch.float64), up_a.T @ up_b, up_a, up_b)
     return Axis(size, up_b.T @ up_a, torch.eye(size, dtype=torch.float64), up_a, up_b)
+
+
+def gram_matrix(source: int, target: int, resample: str) -> torch.Tensor:
+    """R^T R [source, source]; tridiagonal where an axis grows."""
+    matrix = resize_matrix(source, target, resample)
+    return matrix.T @ matrix

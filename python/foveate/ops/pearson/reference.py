@@ -14,14 +14,6 @@ def resize(maps: torch.Tensor, grid: Size, resample: str) -> torch.Tensor:
     return rows @ maps @ columns.mT
 
 
-def finite_images(*sides: torch.Tensor) -> torch.Tensor:
-    """Which images [n] hold no NaN and no infinity in any of the maps [n, ..]."""
-    keep = torch.ones(sides[0].shape[0], dtype=torch.bool, device=sides[0].device)
-    for maps in sides:
-        keep = keep & maps.detach().isfinite().flatten(1).all(1)
-    return keep
-
-
 def constant_units(native: torch.Tensor, resized: torch.Tensor) -> torch.Tensor:
     """Units [c] whose resized values [n, c, H, W] are all equal."""
     found = torch.zeros(native.shape[1], dtype=torch.bool, device=native.device)
