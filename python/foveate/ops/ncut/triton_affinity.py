@@ -340,6 +340,7 @@ def affinity_pack(
         ZERO_BIT=tau < 0,
         EVERY=every,
         BLOCK=_channel_block(c),
+        num_warps=1,
         enable_fp_fusion=False,
     )
     return Bits(words, live.view(torch.bool), tokens)
