@@ -8,6 +8,7 @@
 #include "cpu/analog_bits.h"
 #include "cpu/ncut.h"
 #include "cpu/pearson.h"
+#include "wire.h"
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -27,23 +28,11 @@ bool avx2_supported() {
 
 bool use_avx2 = avx2_supported();
 
-// Pointers cross as integers (tensor.data_ptr()), everything else as itself.
-template <typename T>
-struct Wire {
-  using type = T;
-  static T unpack(T value) { return value; }
-};
-template <typename T>
-struct Wire<T*> {
-  using type = std::uintptr_t;
-  static T* unpack(std::uintptr_t address) { return reinterpret_cast<T*>(address); }
-};
-
 template <typename R, typename... A>
 void def(py::module_& m, const char* name, R (*baseline)(A...), R (*avx2)(A...)) {
-  m.def(name, [=](typename Wire<A>::type... args) -> R {
+  m.def(name, [=](typename foveate::Wire<A>::type... args) -> R {
     py::gil_scoped_release nogil;
-    return (use_avx2 ? avx2 : baseline)(Wire<A>::unpack(args)...);
+    return (use_avx2 ? avx2 : baseline)(foveate::Wire<A>::unpack(args)...);
   });
 }
 

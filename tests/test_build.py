@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import foveate
-from foveate._native import load_native
+from foveate._native import can_run_cuda, load_native
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
@@ -64,12 +64,38 @@ spec.loader.exec_module(importlib.util.module_from_spec(spec))
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_cuda_module_imports_without_a_driver():
+@pytest.fixture
+def cuda_module():
     module = load_native("_cuda")
     if isinstance(module, str) and "was not built" in module:
         pytest.skip("no nvcc")
     assert not isinstance(module, str), module
-    assert importlib.import_module("foveate._cuda") is module
+    return module
+
+
+def test_the_cuda_module_imports_without_a_driver(cuda_module):
+    assert importlib.import_module("foveate._cuda") is cuda_module
+
+
+def test_that_cuda_is_built_and_that_it_can_run_are_told_apart(cuda_module):
+    reason = cuda_module.missing_device()
+    assert can_run_cuda() == reason
+    if not torch.cuda.is_available():
+        assert "CUDA runtime" in reason
+        assert "not built" not in reason
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file")
+def test_the_cuda_module_brings_its_runtime_and_exports_only_its_entry(cuda_module):
+    libraries = subprocess.run(
+        ["readelf", "-d", cuda_module.__file__], capture_output=True, text=True, check=True
+    ).stdout
+    assert "libc.so" in libraries
+    assert not [line for line in libraries.splitlines() if "cuda" in line and "NEEDED" in line]
+    exported = _nm("-D", "--defined-only", cuda_module.__file__).splitlines()
+    assert [line.split()[-1] for line in exported if " T " in line] == ["PyInit__cuda"]
+    needed = _nm("-D", "--undefined-only", cuda_module.__file__)
+    assert not [line for line in needed.splitlines() if "torch" in line or "c10::" in line]
 
 
 def test_every_instruction_set_can_be_called_and_others_are_refused():

@@ -48,4 +48,7 @@ def can_run_cuda() -> str | None:
     module = load_native("_cuda")
     if isinstance(module, str):
         return module
+    reason: str | None = module.missing_device()
+    if reason is not None:
+        return reason
     return None if torch.cuda.is_available() else "torch sees no CUDA device"
