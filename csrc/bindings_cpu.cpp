@@ -9,6 +9,7 @@
 #include "cpu/ncut.h"
 #include "cpu/pearson.h"
 #include "wire.h"
+#include "cpu/pairwise_loss.h"
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -93,4 +94,6 @@ PYBIND11_MODULE(_cpu, m) {
   FOVEATE_DEF(m, pearson_fold);
   FOVEATE_DEF(m, pearson_finalize);
   FOVEATE_DEF(m, pearson_topk);
+  // pairwise_loss
+  FOVEATE_DEF(m, sigmoid_loss_fwd);
 }

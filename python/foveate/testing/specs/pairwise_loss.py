@@ -220,7 +220,7 @@ SPECS = (
     OpSpec(
         name="sigmoid_loss",
         api=foveate.sigmoid_loss,
-        backends=(),
+        backends=("cpu",),
         dtypes=_FLOATS,
         make_inputs=_sigmoid_inputs,
         cases=Cases(_SIGMOID_CASES, _draw_sigmoid),

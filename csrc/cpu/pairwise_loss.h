@@ -1,0 +1,33 @@
+// pairwise_loss: what is done to a tile of products <x_i, y_j> between the matrix products. A tile
+// holds `rows` rows from row0 and `columns` columns from col0 of the matrix; vectors are indexed by
+// the matrix's rows [n] and columns [N]. dtype 0 is float32, 1 float64 (T below).
+#pragma once
+
+#include <cstdint>
+
+#include "isa.h"
+
+FOVEATE_PER_ISA(
+    // z = scale dot + bias. With `grad`, dot becomes g = dl/dz in place. Adds each row's sums.
+    // form 0: all negative; 1: positive at column row + diagonal; 2: index; 3: ids; 4: targets;
+    // 5: sparse targets, columns ascending.
+    void sigmoid_loss_fwd(void* dot,                         // T [rows, ld]
+                          int dtype, std::int64_t ld, std::int64_t rows, std::int64_t columns,
+                          std::int64_t row0, std::int64_t col0, double scale, double bias, int form,
+                          std::int64_t diagonal,
+                          const void* a,  // int32 index or ids [n]; T [rows, columns]; int64 [n + 1]
+                          const void* b,                     // int32 ids [N]; int64 columns [nnz]
+                          const void* c,                     // T targets [nnz]
+                          const std::int32_t* ignore_x,      // [n], or null
+                          const std::int32_t* ignore_y,      // [N]
+                          const void* row_share,             // T [n], or null
+                          const void* col_share,             // T [N], or null
+                          const void* row_weight,            // T [n], or null
+                          const void* col_weight,            // T [N], or null
+                          double pos_weight, double neg_weight, double gamma, bool loss, bool grad,
+                          int threads,
+                          // outputs
+                          double* row_loss,                  // [n]
+                          double* row_g,                     // [n]
+                          double* row_gdot);                 // [n]
+)
