@@ -96,4 +96,5 @@ PYBIND11_MODULE(_cpu, m) {
   FOVEATE_DEF(m, pearson_topk);
   // pairwise_loss
   FOVEATE_DEF(m, sigmoid_loss_fwd);
+  FOVEATE_DEF(m, pair_stats);
 }

@@ -10,7 +10,7 @@ namespace foveate::FOVEATE_ISA {
 namespace {
 
 template <typename T>
-[[maybe_unused]] inline T madd(T a, T b, T c) {
+[[maybe_unused, gnu::always_inline]] inline T madd(T a, T b, T c) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   return std::fma(a, b, c);
 #else
@@ -19,7 +19,7 @@ template <typename T>
 }
 
 // e^x for x <= 88, 0 below -87.3, NaN for NaN; relative error below 2e-7.
-[[maybe_unused]] inline float exp_(float x) {
+[[maybe_unused, gnu::always_inline]] inline float exp_(float x) {
   const float clamped = x < -87.3F ? -87.3F : x;
   const float shifted = madd(clamped, 1.442695041F, 12582912.0F);
   const float k = shifted - 12582912.0F;
@@ -34,10 +34,10 @@ template <typename T>
   const float value = mantissa * std::bit_cast<float>(biased);
   return x < -87.3F ? 0.0F : value;
 }
-[[maybe_unused]] inline double exp_(double x) { return std::exp(x); }
+[[maybe_unused, gnu::always_inline]] inline double exp_(double x) { return std::exp(x); }
 
 // log(1 + e) for e in [0, 1]; relative error below 2e-7.
-[[maybe_unused]] inline float log1p_(float e) {
+[[maybe_unused, gnu::always_inline]] inline float log1p_(float e) {
   const float e2 = e * e;
   const float e4 = e2 * e2;
   const float p01 = madd(-0.49999905F, e, 1.0F);
@@ -49,7 +49,7 @@ template <typename T>
   const float high = madd(p67, e2, p45);
   return e * madd(madd(p89, e4, high), e4, low);
 }
-[[maybe_unused]] inline double log1p_(double e) { return std::log1p(e); }
+[[maybe_unused, gnu::always_inline]] inline double log1p_(double e) { return std::log1p(e); }
 
 constexpr int kPlain = 0;
 constexpr int kSquare = 1;   // focal exponent 2
@@ -57,7 +57,7 @@ constexpr int kGeneral = 2;  // any focal exponent
 
 // value = sigma(u)^gamma log(1 + e^u) and its slope; what is not asked for is left alone.
 template <int Focal, bool Loss, bool Grad, typename T>
-[[maybe_unused]] inline void logistic(T u, T gamma, T& value, T& slope) {
+[[maybe_unused, gnu::always_inline]] inline void logistic(T u, T gamma, T& value, T& slope) {
   const T e = exp_(-std::abs(u));
   const bool up = u >= T(0);
   if constexpr (Focal == kPlain) {

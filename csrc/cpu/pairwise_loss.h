@@ -30,4 +30,21 @@ FOVEATE_PER_ISA(
                           double* row_loss,                  // [n]
                           double* row_g,                     // [n]
                           double* row_gdot);                 // [n]
+
+    // Adds a tile to the statistics of z by kind, 0 negative and 1 positive; the pairs as above.
+    // The caller starts counts and sums at 0, low at inf, high at -inf.
+    void pair_stats(const void* dot,                         // T [rows, ld]
+                    int dtype, std::int64_t ld, std::int64_t rows, std::int64_t columns,
+                    std::int64_t row0, std::int64_t col0, double scale, double bias, int form,
+                    std::int64_t diagonal, const void* a, const void* b, const void* c,
+                    const std::int32_t* ignore_x,            // [n], or null
+                    const std::int32_t* ignore_y,            // [N]
+                    std::int64_t n, std::int64_t m, int threads,
+                    // outputs
+                    std::int64_t* count,                     // [2, n]
+                    double* sum,                             // [2, n]
+                    void* low,                               // T [2, n]
+                    void* high,                              // T [2, n]
+                    std::int64_t* col_count,                 // [m], positives of each column
+                    void* col_high);                         // T [2, m]
 )

@@ -113,6 +113,8 @@ def refuse_second_order(name: str, upstream: tuple[Any, ...]) -> None:
     The raw gradients are outputs of the forward Function. They meet a gradient of their own only
     when somebody differentiates the gradient.
     """
+    if torch.compiler.is_compiling():  # traces with every upstream gradient; torch refuses there
+        return
     if any(gradient is not None for gradient in upstream):
         raise RuntimeError(_ONCE.format(name))
 
