@@ -6,6 +6,7 @@ midway between neighbouring cosines.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -130,13 +131,31 @@ def _pair_verdicts(
     return [*found, Verdict("eigenvectors", vector, 1e-8, "" if vector <= 1e-8 else "angle")]
 
 
+def _degenerate_entries(
+    spec: OpSpec, call: Call, backend: str
+) -> tuple[dict[str, torch.Tensor], set[int]]:
+    """`evaluate`, and the batch entries whose gradient a UserWarning called undefined."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        outputs = evaluate(spec.api, call, backend)
+    entries: set[int] = set()
+    for warning in caught:
+        found = re.match(r"batch entry (\d+) is degenerate", str(warning.message))
+        if found and warning.category is UserWarning:
+            entries.add(int(found[1]))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    return outputs, entries
+
+
 def _check_pairs(spec: OpSpec, call: Call, backend: str) -> list[Verdict]:
     bad = _not_finite(spec, call, backend)
     if bad is not None:
         return bad
-    with warnings.catch_warnings():  # a degenerate draw has NaN gradients, and says so
-        warnings.filterwarnings("ignore", "batch entry .* is degenerate", UserWarning)
-        got, want = evaluate(spec.api, call, backend), evaluate(spec.api, call, "reference")
+    got, warned = _degenerate_entries(spec, call, backend)
+    want, _ = _degenerate_entries(spec, call, "reference")
     if got.keys() != want.keys():
         return [Verdict("outputs", 0.0, 0.0, f"{sorted(got)}, not {sorted(want)}")]
     found: list[Verdict] = []
@@ -148,16 +167,24 @@ def _check_pairs(spec: OpSpec, call: Call, backend: str) -> list[Verdict]:
             prefix,
         )
     if "grad.0" in got:
-        mine, theirs = got["grad.0"], want["grad.0"]
-        undefined = theirs.isnan()  # of degenerate entries
-        found.append(_relative("grad.0 undefined", mine.isnan(), undefined, 0))
-        mine, theirs = mine[~undefined], theirs[~undefined]
-        scale = float(theirs.abs().max()) if theirs.numel() else 0.0
-        eps = torch.finfo(mine.dtype).eps
-        gaps = want["out.gap"][~want["out.degenerate"]]
-        gap = float(gaps.min()) if gaps.numel() else 1.0
-        budget = scale * (eps + 1e-8 / max(gap, 1e-9))
-        found.append(_relative("grad.0", mine, theirs, budget))
+        undefined = set(want["out.degenerate"].reshape(-1).nonzero().flatten().tolist())
+        wrong = "" if warned == undefined else f"warned of {warned}, not {undefined}"
+        found.append(Verdict("warnings of degenerate entries", 0.0, 0.0, wrong))
+        if got["grad.0"].shape != want["grad.0"].shape:
+            return [*found, Verdict("grad.0", 0.0, 0.0, "shape")]
+        square = (-1, *want["grad.0"].shape[-2:])
+        mine, theirs = got["grad.0"].reshape(square), want["grad.0"].reshape(square)
+        gaps = want["out.gap"].reshape(-1).tolist()
+        for i, gap in enumerate(gaps):
+            if i in undefined:
+                wrong = "" if bool(mine[i].isnan().all()) else "defined for a degenerate entry"
+                found.append(Verdict(f"grad.0[{i}]", 0.0, 0.0, wrong))
+                continue
+            eps = torch.finfo(mine.dtype).eps
+            budget = float(theirs[i].abs().max()) * (eps + 1e-8 / gap)
+            finite = bool(theirs[i].isfinite().all() and mine[i].isfinite().all())
+            verdict = _relative(f"grad.0[{i}]", mine[i], theirs[i], budget)
+            found.append(verdict if finite else verdict._replace(wrong="not finite"))
     return found
 
 
