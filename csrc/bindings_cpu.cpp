@@ -75,6 +75,8 @@ PYBIND11_MODULE(_cpu, m) {
   FOVEATE_DEF(m, bits_loss_tiles);
   FOVEATE_DEF(m, bits_noise);
   FOVEATE_DEF(m, bits_q_sample);
+  FOVEATE_DEF(m, bits_step);
+  FOVEATE_DEF(m, instance_weights);
   FOVEATE_DEF(m, bits_softmax_blocks);
   FOVEATE_DEF(m, bits_softmax_loss);
   FOVEATE_DEF(m, bits_softmax_expectation);

@@ -117,4 +117,31 @@ FOVEATE_PER_ISA(
                                         void* work,  // float [threads, 17, 2^m]
                                         // outputs
                                         void* slope);  // like logits
+
+    // x_prev = A x_t + B x0 + S z for each value, x0 from the guided prediction, clipped. A sample
+    // of every tensor is `size` contiguous values; those of C tensors begin at their own strides.
+    void bits_step(const void* x,  // C [samples, size], float64 or float32
+                   int dtype, std::int64_t x_stride,
+                   const void* pred,  // [samples, size]
+                   int pred_dtype,
+                   const void* uncond,  // like pred, or null
+                   const void* noise,   // C [samples, size], or null: no noise
+                   const void* sigma,   // C [samples, size], or null: S of the sample
+                   std::int64_t samples, std::int64_t size,
+                   const double* coefficients,  // [samples or 1, 5]: sqrt(g), sqrt(1-g), A, B, S
+                   bool per_sample, int kind, double guidance, double clip, double scale,
+                   int threads, std::int64_t out_stride, std::int64_t x0_stride,
+                   // outputs
+                   void* out,      // C [samples, size]; may be x
+                   void* x0_out);  // C [samples, size], or null
+
+    // out[s, p] = u[id] pixels / sum over pixels of u, u = (1 / (count + 1))^power by id of sample
+    // s. Ids outside [0, n_ids) weigh 0^power; returns whether there are any.
+    std::uint64_t instance_weights(const void* ids, int dtype, std::int64_t sample_stride,
+                                   std::int64_t pixel_stride, std::int64_t samples,
+                                   std::int64_t pixels, std::int64_t n_ids, double power,
+                                   int threads,
+                                   std::int32_t* work,  // [samples, 5 (n_ids + 1)]
+                                   // outputs
+                                   float* out);  // [samples, pixels]
 )

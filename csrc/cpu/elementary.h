@@ -18,6 +18,14 @@ namespace {
 #endif
 }
 
+[[maybe_unused, gnu::always_inline]] inline double madd(double a, double b, double c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return std::fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // e^x, relative error below 3e-7 (of subnormal results: one unit in the last place); inf above 88.7;
 // NaN stays NaN.
 [[maybe_unused, gnu::always_inline]] inline float fast_exp(float x) {

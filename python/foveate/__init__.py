@@ -9,6 +9,8 @@ from foveate.ops.analog_bits.api.codec import bits_decode, bits_encode
 from foveate.ops.analog_bits.api.loss import bits_loss
 from foveate.ops.analog_bits.api.noise import bits_noise, bits_q_sample
 from foveate.ops.analog_bits.api.softmax import bits_softmax_cross_entropy, bits_softmax_expectation
+from foveate.ops.analog_bits.api.step import ddim_step, ddpm_step
+from foveate.ops.analog_bits.api.weights import instance_weights
 from foveate.ops.ncut.api import maskcut, ncut, ncut_affinity, tokencut
 from foveate.ops.ncut.results import MaskCutResult, MaskStatus, NCutResult, TokenCutResult
 from foveate.ops.pairwise_loss.api.info_nce import info_nce_loss
@@ -35,9 +37,12 @@ __all__ = [
     "bits_q_sample",
     "bits_softmax_cross_entropy",
     "bits_softmax_expectation",
+    "ddim_step",
+    "ddpm_step",
     "feedback",
     "fold_feedback",
     "info_nce_loss",
+    "instance_weights",
     "maskcut",
     "ncut",
     "ncut_affinity",

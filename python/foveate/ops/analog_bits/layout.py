@@ -95,6 +95,12 @@ def require_in_range(x: torch.Tensor, n_bits: Sequence[int], dim: int) -> None:
             )
 
 
+def require_known(ids: torch.Tensor, n_ids: int) -> None:
+    """ValueError naming the extremes of ids outside [0, n_ids)."""
+    low, high = int(ids.min()), int(ids.max())
+    raise ValueError(f"ids must be in [0, {n_ids}), got min {low}, max {high}")
+
+
 # csrc/cpu/analog_bits_loss.cpp, enum Kind.
 LOSS_KINDS = {"x": 0, "eps": 1, "v": 2, "sigmoid": 3}
 REDUCTIONS = ("mean", "sum", "none")

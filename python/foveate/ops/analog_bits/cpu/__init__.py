@@ -13,6 +13,7 @@ from foveate.ops.analog_bits.cpu.softmax import (
     bits_softmax_loss_bwd,
     bits_softmax_loss_fwd,
 )
+from foveate.ops.analog_bits.cpu.step import bits_step, instance_weights
 
 __all__ = [
     "bits_decode",
@@ -25,6 +26,8 @@ __all__ = [
     "bits_softmax_expectation_fwd",
     "bits_softmax_loss_bwd",
     "bits_softmax_loss_fwd",
+    "bits_step",
+    "instance_weights",
     "unsupported",
 ]
 

@@ -7,6 +7,7 @@ from foveate.ops.analog_bits.reference.softmax import (
     bits_softmax_cross_entropy,
     bits_softmax_expectation,
 )
+from foveate.ops.analog_bits.reference.step import bits_step, instance_weights
 
 __all__ = [
     "bits_decode",
@@ -16,4 +17,6 @@ __all__ = [
     "bits_q_sample",
     "bits_softmax_cross_entropy",
     "bits_softmax_expectation",
+    "bits_step",
+    "instance_weights",
 ]
