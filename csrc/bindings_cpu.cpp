@@ -84,10 +84,12 @@ PYBIND11_MODULE(_cpu, m) {
 
   // ncut
   FOVEATE_DEF(m, ncut_normalize);
-  FOVEATE_DEF(m, ncut_pack_panel);
+  FOVEATE_DEF(m, ncut_pack);
   FOVEATE_DEF(m, ncut_degrees);
   FOVEATE_DEF(m, ncut_paint);
   FOVEATE_DEF(m, ncut_scan);
+  FOVEATE_DEF(m, ncut_pack_values);
+  FOVEATE_DEF(m, ncut_row_sums);
   FOVEATE_DEF(m, ncut_lanczos);
   FOVEATE_DEF(m, ncut_component);
   // pearson

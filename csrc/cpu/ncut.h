@@ -16,14 +16,12 @@ FOVEATE_PER_ISA(
                                 // outputs
                                 void* unit, std::uint8_t* zero);
 
-    // Packs S > tau for rows i0 .. i0 + rows of the upper triangle, and its mirror image. `s` holds
-    // columns i0 .. n, `ld` apart. The diagonal is 1, or `joined` for rows marked zero; with
-    // zero = nullptr it is compared like the rest.
-    int ncut_pack_panel(const void* s, int is_double, std::int64_t ld, std::int64_t i0,
-                        std::int64_t rows, std::int64_t n, double tau, const std::uint8_t* zero,
-                        int joined, int threads,
-                        // outputs
-                        std::uint32_t* bits);
+    // Bits of S > tau of normalised rows [n, c], zero ones marked. The diagonal is 1, or `joined` for
+    // rows marked zero.
+    int ncut_pack(const void* unit, int is_double, const std::uint8_t* zero, std::int64_t n,
+                  std::int64_t c, double tau, int joined, int threads,
+                  // outputs
+                  std::uint32_t* bits);
 
     // Number of set bits of each row, [n].
     int ncut_degrees(const std::uint32_t* bits, std::int64_t n, std::int32_t* degrees);
@@ -32,10 +30,22 @@ FOVEATE_PER_ISA(
     int ncut_paint(const std::uint8_t* painted, int joined, std::int64_t n, std::uint32_t* bits);
 
     // Looks at [n, n]: report = {smallest, largest, max |A - A^T|, first row that is not finite or
-    // -1, first row with a negative value or -1, 1 if every value is the smallest or the largest}.
+    // -1, first row with a negative value or -1}.
     int ncut_scan(const void* affinity, int is_double, std::int64_t n, int threads,
                   // outputs
                   double* report);
+
+    // Bits of A == high of the upper triangle of [n, n] and its mirror image. Returns 1, or 0 and
+    // bits without meaning if a value there is neither low nor high.
+    int ncut_pack_values(const void* affinity, int is_double, std::int64_t n, double low, double high,
+                         int threads,
+                         // outputs
+                         std::uint32_t* bits);
+
+    // Sums of the rows of [n, n].
+    int ncut_row_sums(const void* affinity, int is_double, std::int64_t n, int threads,
+                      // outputs
+                      double* sums);
 
     // Solves `jobs` [count, 12], see ncut_solve.cpp, for k pairs each. Threads take jobs when there
     // are as many, else rows; the result is the same.

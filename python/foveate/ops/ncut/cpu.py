@@ -1,4 +1,4 @@
-"""ncut on CPU tensors: csrc/cpu/ncut_pack.cpp and ncut_solve.cpp around BLAS products."""
+"""ncut on CPU tensors: csrc/cpu/ncut_*.cpp."""
 
 from __future__ import annotations
 
@@ -64,35 +64,18 @@ def affinity_pack(
     """Bits `[ceil(n / 32), n]` of `[n, c]`, and the first row that is not finite or -1."""
     unit, zero, bad = _unit(image, masked)
     n = unit.shape[0]
-    double = int(unit.dtype == torch.float64)
-    rows = 128 if double else 256
-    panel = torch.empty(min(rows, n) * n, dtype=unit.dtype)
     bits = torch.empty((n + 31) // 32, n, dtype=torch.int32)
-    precision = torch.get_float32_matmul_precision()
-    if precision != "highest":  # bf16 products would move bits
-        torch.set_float32_matmul_precision("highest")
-    try:
-        for first in range(0, n, rows):
-            block = unit[first : first + rows]
-            rest = unit[first:]
-            cosines = panel[: block.shape[0] * rest.shape[0]].view(block.shape[0], rest.shape[0])
-            torch.mm(block, rest.T, out=cosines)
-            _cpu.ncut_pack_panel(
-                cosines.data_ptr(),
-                double,
-                rest.shape[0],
-                first,
-                block.shape[0],
-                n,
-                tau,
-                zero.data_ptr(),
-                int(tau < 0),
-                torch.get_num_threads(),
-                bits.data_ptr(),
-            )
-    finally:
-        if precision != "highest":
-            torch.set_float32_matmul_precision(precision)
+    _cpu.ncut_pack(
+        unit.data_ptr(),
+        int(unit.dtype == torch.float64),
+        zero.data_ptr(),
+        n,
+        unit.shape[1],
+        tau,
+        int(tau < 0),
+        torch.get_num_threads(),
+        bits.data_ptr(),
+    )
     return bits, bad
 
 
@@ -190,9 +173,9 @@ def _affinity_matrix(matrix: torch.Tensor, entry: int, check: bool) -> tuple[_Ma
     matrix = matrix.to(work).contiguous()
     n = matrix.shape[0]
     double, threads = int(work == torch.float64), torch.get_num_threads()
-    report = torch.empty(6, dtype=torch.float64)
+    report = torch.empty(5, dtype=torch.float64)
     _cpu.ncut_scan(matrix.data_ptr(), double, n, threads, report.data_ptr())
-    low, high, difference, bad, negative, two = report.tolist()
+    low, high, difference, bad, negative = report.tolist()
     if check:
         if bad >= 0:
             row = matrix[int(bad)]
@@ -202,20 +185,19 @@ def _affinity_matrix(matrix: torch.Tensor, entry: int, check: bool) -> tuple[_Ma
             refuse_negative(entry, int(negative), float(matrix[int(negative)].min()))
     if difference > 0:
         matrix = matrix.triu() + matrix.triu(1).T
-    if two and bad < 0:
+        low, high = matrix.min().item(), matrix.max().item()
+    if bad < 0:
         bits = torch.empty((n + 31) // 32, n, dtype=torch.int32)
-        if low == high:
-            low = 0.0
-        middle = low if double else float(torch.tensor(low, dtype=work))
-        _cpu.ncut_pack_panel(
-            matrix.data_ptr(), double, n, 0, n, n, middle, 0, 0, threads, bits.data_ptr()
-        )
-        packed = _bit_matrix(bits)
-        if check:
-            degrees = low * n + (high - low) * packed.degrees.double()
-            require_degrees(degrees, entry, "affinity")
-        return packed, low / high, high
-    degrees = matrix.sum(1, dtype=torch.float64)
+        if _cpu.ncut_pack_values(matrix.data_ptr(), double, n, low, high, threads, bits.data_ptr()):
+            if low == high:
+                low = 0.0
+            packed = _bit_matrix(bits)
+            if check:
+                degrees = low * n + (high - low) * packed.degrees.double()
+                require_degrees(degrees, entry, "affinity")
+            return packed, low / high, high
+    degrees = torch.empty(n, dtype=torch.float64)
+    _cpu.ncut_row_sums(matrix.data_ptr(), double, n, threads, degrees.data_ptr())
     if check:
         require_degrees(degrees, entry, "affinity")
     return _Matrix(n, matrix, 1 + double, degrees), 0.0, 1.0
