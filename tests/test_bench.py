@@ -136,9 +136,9 @@ def test_a_slow_peer_takes_part_in_fewer_rounds_that_the_subject_has_too():
 
     samplers = {"": sampler(0.1), "slow": sampler(1.0), "very slow": sampler(100.0)}
     found = interleave(samplers, seconds=12, least=3, clock=clock)
-    assert len(found[""].by_round) == 40
+    assert set(found[""].by_round) == {-1, *range(40)}  # -1 told what a sample costs
     assert len(found["slow"].by_round) == 4
-    assert len(found["very slow"].by_round) == 1
+    assert set(found["very slow"].by_round) == {-1}
     for name, ratio in (("slow", 10.0), ("very slow", 1000.0)):
         assert found[name].by_round.keys() <= found[""].by_round.keys()
         assert times_faster(found[""], found[name]) == pytest.approx(ratio)

@@ -104,15 +104,19 @@ def interleave(
     """
     names = list(samplers)
     share = seconds / len(names)
-    cost = {}
+    cost, first = {}, {}
     for name, sampler in samplers.items():
         start = clock()
-        sampler()
+        first[name] = sampler()
         cost[name] = clock() - start
     rounds = max(_rounds(cost[names[0]], share, least), 1)
     turns = {name: min(_rounds(cost[name], share, least), rounds) for name in names}
     turns[names[0]] = rounds
     taken: dict[str, dict[int, float]] = {name: {} for name in names}
+    for name in names[1:]:
+        if turns[name] == 1:  # the round that told what a sample costs is the one it takes part in
+            turns[name] = 0
+            taken[name][-1], taken[names[0]][-1] = first[name], first[names[0]]
     with quiet():
         for r in range(rounds):
             offset = r % len(names)
