@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 import foveate
-from foveate.testing import inputs, on_part
+from foveate.testing import inputs
+from foveate.testing.check import on_part
 from foveate.testing.spec import BadInput, Bench, Call, Cases, Cost, OpSpec
 from foveate.testing.specs.analog_bits.codec import bad, exact, random_ids, table_lookup
 
