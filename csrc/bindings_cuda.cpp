@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/ncut.h"
 #include "cuda/runtime.h"
 #include "wire.h"
 
@@ -15,7 +16,7 @@ namespace {
 
 // A launcher returns a CUDA status; one that is not 0 is raised under the launcher's name.
 template <typename... A>
-[[maybe_unused]] void def(py::module_& m, const char* name, int (*launch)(A...)) {
+void def(py::module_& m, const char* name, int (*launch)(A...)) {
   m.def(name, [=](typename foveate::Wire<A>::type... args) {
     int status = 0;
     {
@@ -44,4 +45,8 @@ std::optional<std::string> missing_device() {
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of foveate; called by foveate.ops.*.cuda";
   m.def("missing_device", &missing_device, "why no device can run the kernels, or None");
+
+  // ncut
+  m.def("ncut_scratch", &foveate::ncut_scratch, "doubles of scratch that an image needs");
+  FOVEATE_DEF(m, ncut_lanczos);
 }
