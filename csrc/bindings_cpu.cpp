@@ -8,8 +8,8 @@
 #include "cpu/analog_bits.h"
 #include "cpu/ncut.h"
 #include "cpu/pearson.h"
-#include "wire.h"
 #include "cpu/pairwise_loss.h"
+#include "wire.h"
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -101,4 +101,6 @@ PYBIND11_MODULE(_cpu, m) {
   // pairwise_loss
   FOVEATE_DEF(m, sigmoid_loss_fwd);
   FOVEATE_DEF(m, pair_stats);
+  FOVEATE_DEF(m, info_nce_lse);
+  FOVEATE_DEF(m, info_nce_grad);
 }

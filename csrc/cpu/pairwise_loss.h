@@ -47,4 +47,40 @@ FOVEATE_PER_ISA(
                     void* high,                              // T [2, n]
                     std::int64_t* col_count,                 // [m], positives of each column
                     void* col_high);                         // T [2, m]
+
+    // Merges a tile of z = scale dot into (maximum, sum of e^(z - maximum)) of rows and columns; the
+    // caller starts them at (-inf, 0). Forms 0, 1 and 2; pairs of equal ignore ids are left out
+    // unless positive.
+    void info_nce_lse(const void* dot,                       // T [rows, ld]
+                      int dtype, std::int64_t ld, std::int64_t rows, std::int64_t columns,
+                      std::int64_t row0, std::int64_t col0, double scale, int form,
+                      std::int64_t diagonal,
+                      const void* a,                         // int32 index [n], or null
+                      const std::int32_t* ignore_x,          // [n], or null
+                      const std::int32_t* ignore_y,          // [N]
+                      bool symmetric, int threads,
+                      void* work,  // T [ceil(rows / 64) columns + rows + columns]
+                      // outputs
+                      double* row_max,                       // [n]
+                      double* row_sum,                       // [n]
+                      double* row_positive,                  // [n], z of the positive
+                      double* col_max,                       // [N], or null unless symmetric
+                      double* col_sum);                      // [N], likewise
+
+    // dot becomes g = row_factor e^(z - r) + col_factor e^(z - c), less the factors at the positive.
+    // A state is [., 2]: the log of the sum of e^z as a T and what is lost by that, since the rounding
+    // of a T alone would cost 4e-6 of every probability at z = 100. Adds each row's sum of g dot.
+    void info_nce_grad(void* dot,                            // T [rows, ld]
+                       int dtype, std::int64_t ld, std::int64_t rows, std::int64_t columns,
+                       std::int64_t row0, std::int64_t col0, double scale, int form,
+                       std::int64_t diagonal, const void* a, const std::int32_t* ignore_x,
+                       const std::int32_t* ignore_y,
+                       const void* row_state,                // T [n, 2]
+                       const void* row_factor,               // T [n], or null: no row part
+                       const void* col_state,                // T [N, 2]
+                       const void* col_factor,               // T [N], or null: no column part
+                       int threads,
+                       void* work,                           // T [2 columns]
+                       // outputs
+                       double* row_gdot);                    // [n]
 )

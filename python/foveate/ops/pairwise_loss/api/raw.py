@@ -73,9 +73,16 @@ def _info_nce_fwd_fake(x: Any, y: Any, scale: Any, bias: Any, *rest: Any) -> Any
 
 
 def _info_nce_bwd_fake(
-    x: Any, y: Any, scale: Any, row_state: Any, col_state: Any, row_factor: Any, *rest: Any
+    x: Any,
+    y: Any,
+    scale: Any,
+    row_state: Any,
+    col_state: Any,
+    row_factor: Any,
+    col_factor: Any,
+    *rest: Any,
 ) -> Any:
-    return _gradients_like(x, y, [*rest[N_PAIRS], False])[:3]
+    return _gradients_like(x, y, [*rest[N_PAIRS + 1], False])[:3]
 
 
 sigmoid_loss_fwd = register(
@@ -101,7 +108,7 @@ info_nce_loss_fwd = register(
 info_nce_loss_bwd = register(
     FAMILY,
     "info_nce_loss_bwd(Tensor x, Tensor y, Tensor scale, Tensor row_state, Tensor col_state, "
-    f"Tensor? row_factor, {PAIRS_SCHEMA}, bool symmetric, bool[] needs, str backend) "
+    f"Tensor? row_factor, Tensor? col_factor, {PAIRS_SCHEMA}, bool symmetric, bool[] needs, str backend) "
     "-> (Tensor, Tensor, Tensor)",
     _info_nce_bwd_fake,
 )
@@ -276,8 +283,11 @@ class _InfoNceLoss(torch.autograd.Function):
             row_factor = None
             if reduction == "none":
                 row_factor, upstream = upstream, upstream.new_ones(())
+            # With columns too, n = m and column j's positive is row j.
+            col_factor = row_factor if symmetric else None
+            options = symmetric, needs[:3], backend
             raw = _info_nce_backward(
-                x, y, scale, row_state, col_state, row_factor, *pairs, symmetric, needs[:3], backend
+                x, y, scale, row_state, col_state, row_factor, col_factor, *pairs, *options
             )
         grads = _grads((*raw, None), upstream / divisor, scale, ctx.dtypes)
         return *grads[:3], zero, *nothing
