@@ -175,7 +175,7 @@ _INFO_NCE_CASES: dict[str, dict[str, Any]] = {
     "block + 1, ignored, negative scale": {
         "n": 7,
         "m": 513,
-        "d": 4,
+        "d": 16,
         "symmetric": False,
         "ignore": True,
         "scale": -2.0,

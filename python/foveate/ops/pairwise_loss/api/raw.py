@@ -108,7 +108,8 @@ info_nce_loss_fwd = register(
 info_nce_loss_bwd = register(
     FAMILY,
     "info_nce_loss_bwd(Tensor x, Tensor y, Tensor scale, Tensor row_state, Tensor col_state, "
-    f"Tensor? row_factor, Tensor? col_factor, {PAIRS_SCHEMA}, bool symmetric, bool[] needs, str backend) "
+    f"Tensor? row_factor, Tensor? col_factor, {PAIRS_SCHEMA}, "
+    "bool symmetric, bool[] needs, str backend) "
     "-> (Tensor, Tensor, Tensor)",
     _info_nce_bwd_fake,
 )
