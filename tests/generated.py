@@ -52,7 +52,8 @@ def spec_cases() -> Iterator[Any]:
                     for dtype in spec.dtypes:
                         short = str(dtype).removeprefix("torch.")
                         found = marks(backend)
-                        if dtype != spec.dtypes[0] and case is not a_case(spec):
+                        other = dtype != spec.dtypes[0] and case is not a_case(spec)
+                        if other or not case.get("emulated", True):
                             found.append(pytest.mark.full_grid)
                         kernel = f"{backend}[{isa}]" if isa else backend
                         yield pytest.param(

@@ -302,9 +302,9 @@ _PAIR_CASES = Cases(
         "32": {"b": 1, "n": 32, "c": 5, "k": 3},
         "dense limit, masked": {"b": 2, "n": 64, "c": 8, "masked": 20},
         "dense limit + 1": {"b": 1, "n": 65, "c": 8, "k": 2},
-        "ragged": {"b": 1, "n": 97, "c": 6, "ragged": True},
-        "three blocks, zero tokens": {"b": 2, "n": 97, "c": 64, "k": 5, "zeros": 9},
-        "chunk of dots": {"b": 1, "n": 129, "c": 7, "k": 16, "noise": 1.5},
+        "ragged": {"b": 1, "n": 67, "c": 6, "ragged": True},
+        "three blocks, zero tokens": {"b": 1, "n": 70, "c": 40, "k": 5, "zeros": 9},
+        "chunk of dots": {**{"b": 1, "n": 129, "c": 7, "k": 16, "noise": 1.5}, "emulated": False},
     },
     _draw_features,
 )
@@ -314,23 +314,26 @@ _AFFINITY_CASES = Cases(
         "three tokens": {"b": 1, "n": 3, "grad": True},
         "nine, weighted": {"b": 1, "n": 9, "grad": True, "k": 2},
         "two values": {"b": 2, "n": 33, "two_valued": True, "k": 2, "grad": True},
-        "two values, zero": {"b": 1, "n": 70, "two_valued": True, "low": 0.0625, "k": 3},
-        "weighted": {"b": 1, "n": 71, "k": 3, "grad": True},
-        "weighted, many": {"b": 1, "n": 100, "k": 8},
+        "two values, zero": {"b": 1, "n": 66, "two_valued": True, "low": 0.0625, "k": 2},
+        "weighted": {"b": 1, "n": 67, "k": 2, "grad": True},
+        "weighted, many": {"b": 1, "n": 100, "k": 8, "emulated": False},
     },
     _draw,
 )
 _MASKCUT_CASES = Cases(
     {
         "empty": {"b": 0, "n": 6, "c": 3, "grid": (2, 3)},
-        "6 x 7": {"b": 2, "n": 42, "c": 6, "grid": (6, 7)},
+        "5 x 6": {"b": 2, "n": 30, "c": 6, "grid": (5, 6), "n_masks": 2},
         "a line": {"b": 1, "n": 11, "c": 5, "grid": (1, 11), "n_masks": 2},
         "9 x 11, stop": {"b": 1, "n": 99, "c": 8, "grid": (9, 11), "on_reject": "stop"},
         "9 x 8, skip, upsampled": {
             **{"b": 1, "n": 72, "c": 8, "grid": (9, 8), "on_reject": "skip"},
             **{"size": (20, 30), "n_masks": 4},
         },
-        "no corner rule": {"b": 1, "n": 90, "c": 8, "grid": (9, 10), "corners": None},
+        "no corner rule": {
+            **{"b": 1, "n": 90, "c": 8, "grid": (9, 10), "corners": None},
+            "emulated": False,
+        },
     },
     _draw_grid,
 )
@@ -339,7 +342,7 @@ _TOKENCUT_CASES = Cases(
         "empty": {"b": 0, "n": 6, "c": 3, "grid": (2, 3)},
         "6 x 7": {"b": 2, "n": 42, "c": 6, "grid": (6, 7)},
         "9 x 11": {"b": 1, "n": 99, "c": 8, "grid": (9, 11)},
-        "9 x 11, weighted": {"b": 2, "n": 99, "c": 8, "grid": (9, 11), "binary": False},
+        "6 x 11, weighted": {"b": 1, "n": 66, "c": 8, "grid": (6, 11), "binary": False},
     },
     _draw_object,
 )
