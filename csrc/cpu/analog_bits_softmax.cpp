@@ -94,11 +94,16 @@ struct Softmax {
   double sum;
 };
 
-// e[k] = exp(l[k] - max l); e may be l. Sums are float32 within 256 values, float64 across.
-Softmax exponentials(const float* l, int64_t n, float* e) {
+float largest(const float* l, int64_t n) {
   float top = -std::numeric_limits<float>::infinity();
 #pragma omp simd reduction(max : top)
   for (int64_t k = 0; k < n; ++k) top = l[k] > top ? l[k] : top;
+  return top;
+}
+
+// e[k] = exp(l[k] - top) and their sum; e may be l. Sums are float32 within 256 values, float64
+// across.
+Softmax exponentials(const float* l, int64_t n, float top, float* e) {
   double sum = 0.0;
   for (int64_t begin = 0; begin < n; begin += 256) {
     const int64_t end = std::min(begin + 256, n);
@@ -179,14 +184,21 @@ uint64_t cross_entropy(const Problem<T>& problem) {
         float* row = buffer + p * values;
         const uint32_t target =
             group_target(words + p, kBlock, g * problem.m, problem.m, problem.ids.msb);
+        // The target stays out of the sum of the others, so that neither the loss nor its slope
+        // is a difference of near equals where the target is almost certain.
         const float at_target = row[target];
-        const Softmax softmax = exponentials(row, values, row);
-        loss[p] += static_cast<float>(std::log(softmax.sum)) + (softmax.top - at_target);
+        const float top = largest(row, values);
+        row[target] = -std::numeric_limits<float>::infinity();
+        const double others = exponentials(row, values, top, row).sum;
+        const double sum = others + static_cast<double>(fast_exp(at_target - top));
+        loss[p] += static_cast<float>(at_target == top ? std::log1p(others) : std::log(sum)) +
+                   (top - at_target);
         if (problem.slope == nullptr) continue;
-        const float scale = factor[p] / static_cast<float>(softmax.sum);
+        const float scale = factor[p] / static_cast<float>(sum);
 #pragma omp simd
         for (int64_t k = 0; k < values; ++k) row[k] *= scale;
-        row[target] -= factor[p];
+        // An infinite factor gives NaN, as in factor p - factor.
+        row[target] = (factor[p] - factor[p]) - factor[p] * static_cast<float>(others / sum);
       }
       if (problem.slope != nullptr) {
         write_block(buffer, rows, block, width, g * values, values, problem.slope);
@@ -233,7 +245,7 @@ void expectation(const T* logits, const Rows& rows, int64_t groups, int m, bool 
       read_block(logits, rows, block, groups * values, g * values, values, buffer);
       for (int64_t p = 0; p < block.n; ++p) {
         float* row = buffer + p * values;
-        const Softmax softmax = exponentials(row, values, row);
+        const Softmax softmax = exponentials(row, values, largest(row, values), row);
         expected_bits(row, m, msb, softmax.sum, scale, expected + p * m);
       }
       write_block(expected, rows, block, groups * m, g * m, m, out);
@@ -258,7 +270,7 @@ void expectation_slope(const T* logits, const Rows& rows, int64_t groups, int m,
       read_block(upstream, rows, block, groups * m, group * m, m, g);
       for (int64_t p = 0; p < block.n; ++p) {
         float* row = buffer + p * values;
-        const Softmax softmax = exponentials(row, values, row);
+        const Softmax softmax = exponentials(row, values, largest(row, values), row);
         // sum_j g_j (bit_j(k) - E_j), from terms that stay accurate when a bit is almost certain.
         float set[16];
         float clear[16];

@@ -6,6 +6,10 @@ import importlib
 from typing import Any
 
 from foveate.ops.analog_bits.api.codec import bits_decode, bits_encode
+from foveate.ops.analog_bits.api.linear import (
+    bits_linear_softmax_cross_entropy,
+    bits_linear_softmax_expectation,
+)
 from foveate.ops.analog_bits.api.loss import bits_loss
 from foveate.ops.analog_bits.api.noise import bits_noise, bits_q_sample
 from foveate.ops.analog_bits.api.softmax import bits_softmax_cross_entropy, bits_softmax_expectation
@@ -32,6 +36,8 @@ __all__ = [
     "TokenCutResult",
     "bits_decode",
     "bits_encode",
+    "bits_linear_softmax_cross_entropy",
+    "bits_linear_softmax_expectation",
     "bits_loss",
     "bits_noise",
     "bits_q_sample",

@@ -2,13 +2,107 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from foveate._checks import integer, one_of
+from foveate.ops.analog_bits.api.linear import (
+    bits_linear_softmax_cross_entropy,
+    bits_linear_softmax_expectation,
+)
+from foveate.ops.analog_bits.groups import group_count
+from foveate.ops.analog_bits.layout import bit_widths
 from foveate.ops.topdown_attention.api.attention import topdown_attention
 
-__all__ = ["TopDownAttention"]
+__all__ = ["BitsSoftmaxHead", "TopDownAttention"]
+
+
+class BitsSoftmaxHead(nn.Module):
+    """The last layer of Pix2Seq-D: a 1 x 1 convolution to logits, and their softmax over bits.
+
+    The logits never exist whole. Source: Chen et al., "A Generalist Framework for Panoptic
+    Segmentation of Images and Videos" (ICCV 2023).
+
+    Args:
+        dim: channels of the features.
+        n_bits: bits of an id, 1..63; a tuple gives the bits of each of K maps.
+        groups: G groups of N / G bits with a softmax each; None is one for each map.
+        scale: value of a bit that is surely set.
+        bit_order: "lsb" or "msb", the bit that comes first.
+        channel_dim: axis of the channels, in the features and in the bits.
+        backend: passed to the ops.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: groups that do not fit n_bits, a size or a name outside its range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        n_bits: int | Sequence[int],
+        groups: int | None = None,
+        *,
+        scale: float = 1.0,
+        bit_order: str = "lsb",
+        channel_dim: int = 1,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dim = integer("dim", dim, 1)
+        one_of("bit_order", bit_order, ("lsb", "msb"))
+        widths = bit_widths(n_bits)
+        self.n_bits = widths.n_bits[0] if widths.single else widths.n_bits
+        self.groups = group_count(widths, groups)
+        self.group_bits = widths.channels // self.groups
+        self.scale = float(scale)
+        self.bit_order = bit_order
+        self.channel_dim = channel_dim
+        self.backend = backend
+        logits = self.groups << self.group_bits
+        self.weight = nn.Parameter(torch.empty(logits, dim, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(logits, device=device, dtype=dtype))
+        bound = dim**-0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(
+        self,
+        h: torch.Tensor,
+        x: torch.Tensor | None = None,
+        weight: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Expected bits of features `[*pixel, dim]` (dim at channel_dim); with ids x, the loss."""
+        if x is None:
+            bits: torch.Tensor = bits_linear_softmax_expectation(
+                h,
+                self.weight,
+                self.bias,
+                self.group_bits,
+                scale=self.scale,
+                bit_order=self.bit_order,
+                dim=self.channel_dim,
+                backend=self.backend,
+            )
+            return bits
+        loss: torch.Tensor = bits_linear_softmax_cross_entropy(
+            h,
+            self.weight,
+            self.bias,
+            x,
+            self.n_bits,
+            groups=self.groups,
+            weight=weight,
+            bit_order=self.bit_order,
+            dim=self.channel_dim,
+            backend=self.backend,
+        )
+        return loss
 
 
 class TopDownAttention(nn.Module):

@@ -5,6 +5,12 @@ from typing import Any
 import torch
 
 from foveate.ops.analog_bits.cpu.codec import bits_decode, bits_encode
+from foveate.ops.analog_bits.cpu.linear import (
+    bits_linear_softmax_expectation_bwd,
+    bits_linear_softmax_expectation_fwd,
+    bits_linear_softmax_loss_bwd,
+    bits_linear_softmax_loss_fwd,
+)
 from foveate.ops.analog_bits.cpu.loss import bits_loss_bwd, bits_loss_fwd
 from foveate.ops.analog_bits.cpu.noise import bits_noise, bits_q_sample
 from foveate.ops.analog_bits.cpu.softmax import (
@@ -18,6 +24,10 @@ from foveate.ops.analog_bits.cpu.step import bits_step, instance_weights
 __all__ = [
     "bits_decode",
     "bits_encode",
+    "bits_linear_softmax_expectation_bwd",
+    "bits_linear_softmax_expectation_fwd",
+    "bits_linear_softmax_loss_bwd",
+    "bits_linear_softmax_loss_fwd",
     "bits_loss_bwd",
     "bits_loss_fwd",
     "bits_noise",
@@ -33,6 +43,6 @@ __all__ = [
 
 
 def unsupported(op: str, *args: Any) -> str | None:
-    if op.startswith("bits_softmax") and args[0] == torch.float64:
+    if "softmax" in op and args[0] == torch.float64:
         return "float64 logits are computed by the reference"
     return None

@@ -27,8 +27,8 @@ def bits_softmax_cross_entropy(logits: torch.Tensor, t: SoftmaxTarget, check: bo
     grouped = logits.to(work_dtype(logits.dtype)).movedim(t.dim, -1)  # [*outer, *inner, G 2^m]
     grouped = grouped.unflatten(-1, (t.groups, 1 << t.bits))  # [*outer, *inner, G, 2^m]
     targets = group_targets(t, check)  # [*outer, *inner, G]
-    at_target = grouped.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    per_pixel: torch.Tensor = (grouped.logsumexp(-1) - at_target).sum(-1)  # [*outer, *inner]
+    at_target = grouped.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    per_pixel: torch.Tensor = -at_target.sum(-1)  # [*outer, *inner]
     if t.weight is not None:
         pixels = per_pixel.numel()
         repeat = pixels_per_weight(t.weight, pixels)
