@@ -7,6 +7,7 @@ import pytest
 import scipy.linalg
 import scipy.ndimage
 import torch
+from PIL import Image
 
 from foveate.compat import cutler, cuvler, tokencut
 
@@ -58,6 +59,45 @@ def test_maskcut_forward_takes_one_of_the_two_sides_of_the_first_vector():
         labels, _ = scipy.ndimage.label(side)
         sides.append(labels == labels.flat[start])
     assert any((masks[0][::4, ::4] == side).all() for side in sides)
+
+
+class TinyBackbone(torch.nn.Module):
+    """Patches through one random layer: item 0 of the output is [C, N], without a class token."""
+
+    def __init__(self, patch: int):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = torch.nn.Conv2d(3, 12, patch, patch)
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, images):
+        self.seen.append(images)
+        return self.embed(images).flatten(2)
+
+
+def test_maskcut_cuts_a_picture_with_a_backbone(tmp_path):
+    pixels = np.full((60, 90, 3), (20, 60, 150), dtype=np.uint8)
+    pixels[15:45, 20:60] = (220, 90, 30)
+    pixels += np.random.default_rng(0).integers(0, 9, pixels.shape, dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    backbone = TinyBackbone(8)
+    masks, vectors, shown = cutler.maskcut(
+        str(tmp_path / "a.png"), backbone, 8, 0.2, N=2, fixed_size=67
+    )
+    (images,) = backbone.seen
+    assert images.shape == (1, 3, 64, 64)
+    lanczos = Image.Resampling.LANCZOS
+    resized = Image.fromarray(pixels).resize((67, 67), lanczos).resize((64, 64), lanczos)
+    np.testing.assert_array_equal(np.asarray(shown), np.asarray(resized))
+    scaled = (np.asarray(resized) / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    np.testing.assert_allclose(images[0].permute(1, 2, 0), scaled, atol=1e-5)
+    feats = backbone.embed(images).flatten(2)[0].detach()
+    _, expected, upsampled = cutler.maskcut_forward(feats, (8, 8), (8, 8), (64, 64), 0.2, 2)
+    assert len(masks) == len(vectors) == 2
+    for found, wanted in zip([*masks, *vectors], [*expected, *upsampled], strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert masks[0].any()
+    assert masks[0].dtype == np.float64
 
 
 def test_painting_zeroes_tokens():

@@ -12,10 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
+from safetensors.torch import save_file
 
 from foveate.cli import main
+from foveate.methods.descriptors import normalized, vit_features
+from foveate.methods.images import read_image, resize_image
 
 FLAGS = ["--size", "40", "--n-masks", "2", "--batch-size", "1", "--quiet"]
 
@@ -43,6 +48,11 @@ def photos(tmp_path: Path) -> Path:
     image.save(folder / "sub" / "a.webp")
     image.save(folder / "sub" / "b.tiff")
     image.save(folder / "c.ppm")
+    image.convert("LA").save(folder / "la.PNG")
+    image.convert("1").save(folder / "bits.TIF")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown turned by a quarter; the pixels are not
+    image.save(folder / "exif.JPEG", exif=turned)
     Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(folder / "g16.png")
     (folder / "notes.txt").write_text("no picture")
     return folder
@@ -59,7 +69,7 @@ def test_every_kind_of_image_is_annotated_and_pycocotools_reads_the_masks(photos
     assert main(["maskcut", str(photos), "--out", str(out), *FLAGS]) == 0
     data = load(out)
     names = [record["file_name"] for record in data["images"]]
-    assert len(names) == 9
+    assert len(names) == 12
     assert names == sorted(names)
     assert "sub/a.webp" in names
     assert data["categories"] == [{"id": 1, "name": "fg", "supercategory": "fg"}]
@@ -98,14 +108,14 @@ def test_broken_images_are_listed_and_do_not_stop_the_run(photos, tmp_path):
     assert [line.split("\t")[0] for line in lines] == ["empty.jpg", "pipe.png", "torn.png"]
     assert all(len(line.split("\t")) == 3 for line in lines)
     ids = {r["file_name"]: r["id"] for r in load(out)["images"]}
-    assert len(ids) == 9
-    assert ids["g16.png"] == 4  # after c.ppm, cmyk.jpg and the failed empty.jpg
+    assert len(ids) == 12
+    assert ids["g16.png"] == 6  # after four pictures and the failed empty.jpg
     assert main([*arguments, "--resume", "--strict"]) == 1
     for name in ("torn.png", "empty.jpg", "pipe.png"):
         (photos / name).unlink()
         (photos / name).write_bytes(whole)
     assert main([*arguments, "--resume", "--strict"]) == 0
-    assert len(load(out)["images"]) == 12
+    assert len(load(out)["images"]) == 15
     assert not Path(f"{out}.failed.tsv").exists()
 
 
@@ -122,6 +132,7 @@ def test_only_broken_images_exit_1(tmp_path):
         (["--model", "test_vit", "--weights", "missing.pth"], "missing.pth"),
         (["--weights", "missing.pth"], "model"),
         (["--features", "nowhere"], "nowhere"),
+        (["--features", ".", "--model", "test_vit"], "exclude"),
         (["--tau", "2"], "tau"),
         (["--n-masks", "0"], "n_masks"),
         (["--backend", "abacus"], "backend"),
@@ -161,24 +172,6 @@ def test_existing_results_need_resume_or_overwrite(photos, tmp_path, capsys):
     assert main([*arguments, "--tau", "0.3", "--overwrite"]) == 0
 
 
-def test_torn_lines_and_other_shardings_resume_to_the_same_file(photos, tmp_path):
-    one, again = tmp_path / "one.json", tmp_path / "again.json"
-    assert main(["maskcut", str(photos), "--out", str(one), *FLAGS]) == 0
-    whole = (tmp_path / "one.json.parts" / "0-of-1.jsonl").read_bytes()
-    parts = tmp_path / "again.json.parts"
-    parts.mkdir()
-    rng = np.random.default_rng(1)
-    for cut in [0, 1, *rng.integers(2, len(whole), 2), len(whole) - 1]:
-        for shards in (1, 2):
-            for path in (again, *parts.iterdir()):
-                path.unlink(missing_ok=True)
-            (parts / "0-of-1.jsonl").write_bytes(whole[:cut])
-            for i in range(shards):
-                flags = ["--resume", "--shard", f"{i}/{shards}"]
-                assert main(["maskcut", str(photos), "--out", str(again), *FLAGS, *flags]) == 0
-            assert load(again) == load(one)
-
-
 def test_a_killed_run_resumes_without_loss_or_doubles(photos, tmp_path):
     for i in range(30):
         Image.fromarray(picture(i)).save(photos / f"more{i:02}.png")
@@ -193,7 +186,7 @@ def test_a_killed_run_resumes_without_loss_or_doubles(photos, tmp_path):
     assert not out.exists()
     assert main([*arguments, "--resume"]) == 0
     names = [json.loads(line).get("file_name") for line in part.read_text().splitlines()[1:]]
-    assert len(names) == len(set(names)) == 39
+    assert len(names) == len(set(names)) == 42
     assert main([*arguments[:3], str(tmp_path / "one.json"), *FLAGS]) == 0
     assert load(out) == load(tmp_path / "one.json")
 
@@ -207,7 +200,34 @@ def test_torchrun_environment_gives_the_shard(photos, tmp_path, monkeypatch):
         assert main(["maskcut", str(photos), "--out", str(out), *FLAGS]) == 0
     parts = sorted(path.name for path in (tmp_path / "ann.json.parts").iterdir())
     assert parts == ["0-of-2.jsonl", "1-of-2.jsonl"]
-    assert len(load(out)["images"]) == 9
+    assert len(load(out)["images"]) == 12
+
+
+def test_a_vision_transformer_and_saved_features_describe_pictures(photos, tmp_path):
+    torch.manual_seed(0)
+    network = timm.create_model("test_vit", num_classes=0, dynamic_img_size=True)
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    weights = str(tmp_path / "weights.safetensors")
+    arguments = ["maskcut", str(photos / "c.ppm"), str(photos / "rgb.PNG"), "--n-masks", "1"]
+    arguments += ["--tau", "0.9", "--quiet"]
+    model = [*arguments, "--model", "test_vit", "--weights", weights, "--size", "96"]
+    assert main([*model, "--out", str(tmp_path / "vit.json")]) == 0
+    # The same descriptors from files: one as an array on its grid, one as a tensor of rows.
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    patch = network.patch_embed.patch_size[0]
+    side = round(96 / patch)
+    for name in ("c.ppm", "rgb.PNG"):
+        image = resize_image(read_image(photos / name), side * patch, side * patch)
+        values = vit_features(network.eval(), normalized(image, network)[None])[0]
+        if name == "c.ppm":
+            np.save(saved / "c.npy", values.reshape(side, side, -1).numpy())
+        else:
+            save_file({"features": values.contiguous()}, saved / "rgb.safetensors")
+    flags = ["--features", str(saved), "--out", str(tmp_path / "saved.json")]
+    assert main([*arguments, *flags]) == 0
+    assert load(tmp_path / "vit.json") == load(tmp_path / "saved.json")
+    assert len(load(tmp_path / "vit.json")["images"]) == 2
 
 
 def test_overlays_and_the_swap_for_cutler(photos, tmp_path):
