@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from foveate._native import load_native
+from foveate._native import can_run_cuda, load_native
 from foveate.testing import SPECS, Call, OpSpec
 
 CUDA_BACKENDS = ("triton", "cuda")
@@ -25,6 +25,8 @@ def marks(backend: str) -> list[pytest.MarkDecorator]:
         found.append(pytest.mark.gpu)
     if backend == "cuda":
         found.append(pytest.mark.cuda_only)
+        if (reason := can_run_cuda()) is not None:
+            found.append(pytest.mark.skip(reason=reason))
     if backend == "cpu":
         found.append(pytest.mark.cpu_op)
     return found

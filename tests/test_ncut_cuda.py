@@ -6,14 +6,22 @@ Not a test of speed, of the memory model or of nvcc's code: those wait for a GPU
 from __future__ import annotations
 
 import ctypes
+import importlib
+import sys
+import types
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from shim_build import ORDERS, shim
 
+from foveate import _dispatch
+from foveate._native import can_run_cuda, load_native
+from foveate.bench.evidence import results_folder, standings
 from foveate.ops.ncut import cpu
 from foveate.ops.ncut.results import NCutResult
+from foveate.testing import SPECS, assert_ok, verdicts
 
 EPS = 1e-5
 
@@ -204,3 +212,76 @@ def test_no_edge_and_every_edge_are_degenerate():
         _assert_equal(found, 0, _expected([cpu._bit_matrix(bits)], 2)[0])
         assert found.degenerate.item()
         assert found.uncertain.item() == 70
+
+
+def _launch_on_shim(*arguments: Any) -> None:
+    """`_cuda.ncut_lanczos` for addresses of the host, as the emulated device has them."""
+    operand, kind, tokens, eps, b, n, k, tol, max_iter, scratch, _stream, *outputs = arguments
+    error = shim().ncut_shim(
+        ctypes.c_void_p(operand), kind, ctypes.c_void_p(tokens), ctypes.c_void_p(eps),
+        b, n, k, ctypes.c_double(tol), max_iter, ctypes.c_void_p(scratch), 2, 32, 1, 2,
+        *map(ctypes.c_void_p, outputs),
+    )  # fmt: skip
+    assert not error, error.decode()
+
+
+@pytest.fixture
+def shim_for_module(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """The shim in the place of foveate._cuda, under the launchers of ops/ncut/cuda.py."""
+    if not request.config.getoption("--ttsem"):
+        pytest.skip("a GPU runs the kernels themselves, in test_ops.py")
+
+    def forget() -> None:
+        load_native.cache_clear()
+        _dispatch._LOADED.pop("ncut.cuda", None)
+        sys.modules.pop("foveate.ops.ncut.cuda", None)
+
+    module = types.ModuleType("foveate._cuda")
+    module.missing_device = lambda: None
+    module.ncut_scratch = lambda n, k: shim().ncut_shim_scratch(n, k)
+    module.ncut_lanczos = _launch_on_shim
+    monkeypatch.setitem(sys.modules, "foveate._cuda", module)
+    forget()
+    importlib.import_module("foveate.ops.ncut.cuda")
+    yield
+    forget()
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("shim_for_module")
+@pytest.mark.parametrize(
+    ("op", "case"),
+    [
+        ("ncut", "dense limit, masked"),
+        ("ncut", "ragged"),
+        ("ncut_affinity", "two values"),
+        ("ncut_affinity", "weighted"),
+        ("maskcut", "9 x 8, skip, upsampled"),
+        ("tokencut", "9 x 11, weighted"),
+    ],
+)
+def test_the_launchers_give_the_kernel_what_it_needs(op, case):
+    spec = next(spec for spec in SPECS if spec.name == op)
+    call = spec.make_inputs(spec.cases.listed[case], spec.dtypes[0], "cuda", 0)
+    assert_ok(verdicts(spec, call, "cuda"))
+
+
+def test_without_a_device_the_backend_says_why_it_cannot_run():
+    module = _dispatch.load_backend("ncut", "cuda")
+    if isinstance(module, str):
+        pytest.skip(module)
+    if torch.cuda.is_available():
+        assert can_run_cuda() is None
+    else:
+        assert "CUDA runtime" in module.unsupported("ncut_fwd")
+
+
+def test_auto_passes_the_solver_over_until_a_record_of_its_source_has_passed():
+    module = _dispatch.load_backend("ncut", "cuda")
+    if isinstance(module, str):
+        pytest.skip(module)
+    known = {s.op: s.current for s in standings(results_folder()) if s.backend == "cuda"}
+    for op in ("ncut", "ncut_affinity", "maskcut", "tokencut"):
+        assert (module.not_preferred(f"{op}_fwd") is None) <= known[op]

@@ -78,18 +78,20 @@ NcutBatch from(const NcutBatch& batch, std::int64_t first) {
 std::int64_t ncut_scratch(int n, int k) { return carve(nullptr, n, k).size; }
 
 int ncut_lanczos(const void* operand, int kind, const std::int64_t* tokens, const double* eps,
-                 int b, int n, int k, double tol, int max_iter, double* scratch, int device,
+                 int b, int n, int k, double tol, int max_iter, double* scratch,
                  std::uintptr_t stream, double* eigenvalues, double* eigenvectors,
                  double* residual, double* gap, std::int64_t* iterations, std::uint8_t* converged,
                  std::uint8_t* degenerate, std::int64_t* uncertain) {
   const NcutBatch batch{operand,      kind,     tokens, eps,        n,         k,
                         tol,          max_iter, scratch, eigenvalues, eigenvectors, residual,
                         gap,          iterations, converged, degenerate, uncertain};
+  int device = 0;
   int room = 0;
   int processors = 0;
   int major = 0;
-  cudaError_t status =
-      cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  cudaError_t status = cudaGetDevice(&device);
+  if (status != cudaSuccess) return static_cast<int>(status);
+  status = cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (status != cudaSuccess) return static_cast<int>(status);
   status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (status != cudaSuccess) return static_cast<int>(status);

@@ -30,10 +30,10 @@ struct NcutBatch {
 // Doubles of scratch that an image needs.
 std::int64_t ncut_scratch(int n, int k);
 
-// The k first eigenpairs of each of b images, without the trivial one. `device` is the current
-// device's number, `stream` a cudaStream_t. Returns a CUDA status.
+// The k first eigenpairs of each of b images, without the trivial one, on the current device.
+// `stream` is a cudaStream_t. Returns a CUDA status.
 int ncut_lanczos(const void* operand, int kind, const std::int64_t* tokens, const double* eps,
-                 int b, int n, int k, double tol, int max_iter, double* scratch, int device,
+                 int b, int n, int k, double tol, int max_iter, double* scratch,
                  std::uintptr_t stream,
                  // outputs
                  double* eigenvalues, double* eigenvectors, double* residual, double* gap,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -32,8 +33,8 @@ class _Batch(NamedTuple):
     mask: torch.Tensor | None  # [b, n] bool
 
 
-class _Vectors(NamedTuple):
-    """What the raw ops return of the eigenpairs."""
+class Vectors(NamedTuple):
+    """What the raw ops return of the eigenpairs, eigenvectors 0 at padding."""
 
     eigenvalues: torch.Tensor  # [b, k]
     eigenvectors: torch.Tensor  # [b, k, n]
@@ -45,11 +46,21 @@ class _Vectors(NamedTuple):
     uncertain: torch.Tensor  # [b] int64
 
 
+class Solver(NamedTuple):
+    """How graphs of a batch are described, and their first pairs found."""
+
+    two_valued: Callable[..., Any]  # words [b, ceil(n / 32), n], tokens, low, high [b] -> a graph
+    weighted: Callable[..., Any]  # affinity [b, n, n], 0 at padding, tokens [b] -> a graph
+    pairs: Callable[..., Vectors]  # a graph, k, tol, max_iter -> its pairs
+
+
 def _batch(groups: list[torch.Tensor], masks: list[torch.Tensor]) -> _Batch:
+    if len(groups) == 1:  # without a copy from the host
+        (group,) = groups
+        tokens = group.new_full(group.shape[:1], group.shape[1], dtype=torch.int64)
+        return _Batch(group, tokens, masks[0] if masks else None)
     counts = [group.shape[1] for group in groups for _ in range(group.shape[0])]
     tokens = torch.tensor(counts, dtype=torch.int64, device=groups[0].device)
-    if len(groups) == 1:
-        return _Batch(groups[0], tokens, masks[0] if masks else None)
     n, c = max(g.shape[1] for g in groups), max(g.shape[2] for g in groups)
     features = groups[0].new_zeros(len(counts), n, c)
     mask = features.new_zeros((len(counts), n), dtype=torch.bool) if masks else None
@@ -109,14 +120,14 @@ def _weighted(affinity: torch.Tensor, tokens: torch.Tensor) -> Graph:
     )
 
 
-def _vectors(graph: Graph, k: int, tol: float, max_iter: int) -> _Vectors:
+def _vectors(graph: Graph, k: int, tol: float, max_iter: int) -> Vectors:
     pairs = lanczos.solve(graph, k, tol, max_iter)
     x = pairs.y * (graph.degree.rsqrt() * graph.inside)[:, None]
     x = lanczos.signed(x)
     uncertain = lanczos.uncertain_tokens(
         graph, x[:, 0], pairs.residual[:, 0], pairs.first_gap, pairs.certain_gap
     )
-    return _Vectors(
+    return Vectors(
         1 - pairs.mu,
         x,
         pairs.residual,
@@ -126,6 +137,9 @@ def _vectors(graph: Graph, k: int, tol: float, max_iter: int) -> _Vectors:
         pairs.gap <= DEGENERATE,
         uncertain,
     )
+
+
+TRITON = Solver(_two_valued, _weighted, _vectors)
 
 
 def _painted(
@@ -161,6 +175,7 @@ def ncut_fwd(
     tol: float,
     max_iter: int,
     check: bool,
+    solver: Solver = TRITON,
 ) -> tuple[torch.Tensor, ...]:
     if check:
         require_finite(features)
@@ -168,17 +183,22 @@ def ncut_fwd(
     if batch.tokens.shape[0] == 0:
         return _nothing(features[0], _pair_shapes(k, batch.features.shape[1]), _PAIRS)
     bits = triton_affinity.affinity_pack(batch.features, batch.tokens, batch.mask, tau)
-    graph = _two_valued(
+    graph = solver.two_valued(
         bits.words, batch.tokens, _constant(eps, batch.tokens), _constant(1.0, batch.tokens)
     )
-    found = _vectors(graph, k, tol, max_iter)
+    found = solver.pairs(graph, k, tol, max_iter)
     if check:
         warn_not_converged(found.converged, found.iterations, found.residual, tol)
     return tuple(found)
 
 
 def ncut_affinity_fwd(
-    affinity: torch.Tensor, k: int, tol: float, max_iter: int, check: bool
+    affinity: torch.Tensor,
+    k: int,
+    tol: float,
+    max_iter: int,
+    check: bool,
+    solver: Solver = TRITON,
 ) -> tuple[torch.Tensor, ...]:
     if check:
         require_affinity(affinity)
@@ -197,16 +217,16 @@ def ncut_affinity_fwd(
         tokens = torch.full_like(images, n)
         if chosen is packs:
             low64, high64 = low[images].double(), high[images].double()
-            graph = _two_valued(triton_matvec.dense_pack(part, high64), tokens, low64, high64)
+            graph = solver.two_valued(triton_matvec.dense_pack(part, high64), tokens, low64, high64)
         else:
-            graph = _weighted(part, tokens)
-        values = _vectors(graph, k, tol, max_iter)
+            graph = solver.weighted(part, tokens)
+        values = solver.pairs(graph, k, tol, max_iter)
         if found is None:
             found = [value.new_empty((b, *value.shape[1:])) for value in values]
         for target, value in zip(found, values, strict=True):
             target[images] = value
     assert found is not None
-    outputs = _Vectors(*found)
+    outputs = Vectors(*found)
     if check:
         warn_not_converged(outputs.converged, outputs.iterations, outputs.residual, tol)
     return tuple(outputs)
@@ -245,6 +265,7 @@ def maskcut_fwd(
     tol: float,
     max_iter: int,
     check: bool,
+    solver: Solver = TRITON,
 ) -> tuple[torch.Tensor, ...]:
     if check:
         require_finite(features)
@@ -260,7 +281,7 @@ def maskcut_fwd(
     blank = torch.zeros_like(grids.inside)
     progress = partition.Progress(blank, blank, blank, torch.zeros_like(batch.tokens) > 0)
     solved_for: torch.Tensor | None = None  # the painting the vectors belong to
-    vectors: _Vectors | None = None
+    vectors: Vectors | None = None
     stages, results = [], []
     for stage in range(n_masks):
         stopped = progress.stopped
@@ -270,7 +291,9 @@ def maskcut_fwd(
             stale = (progress.painted != solved_for).any(1) & ~stopped
         if bool(stale.any()):
             words = _painted(bits.words, progress.painted, batch.tokens, tau < 0)
-            fresh = _vectors(_two_valued(words, batch.tokens, low, high), 1, tol, max_iter)
+            fresh = solver.pairs(
+                solver.two_valued(words, batch.tokens, low, high), 1, tol, max_iter
+            )
             vectors = fresh if vectors is None else _replaced(vectors, fresh, stale)
             solved_for = progress.painted
         assert vectors is not None
@@ -286,9 +309,9 @@ def maskcut_fwd(
             on_reject=on_reject,
         )
         stages.append(found)
-        results.append(_replaced(vectors, _Vectors(*map(torch.zeros_like, vectors)), stopped))
+        results.append(_replaced(vectors, Vectors(*map(torch.zeros_like, vectors)), stopped))
     status = torch.stack([s.status for s in stages], 1)
-    vectors = _Vectors(*(torch.stack(values, 1) for values in zip(*results, strict=True)))
+    vectors = Vectors(*(torch.stack(values, 1) for values in zip(*results, strict=True)))
     if check:
         settled = vectors.converged | (status == int(MaskStatus.STOPPED))
         warn_not_converged(settled, vectors.iterations, vectors.residual[:, :, 0], tol)
@@ -307,9 +330,9 @@ def maskcut_fwd(
     )
 
 
-def _replaced(old: _Vectors, new: _Vectors, where: torch.Tensor) -> _Vectors:
+def _replaced(old: Vectors, new: Vectors, where: torch.Tensor) -> Vectors:
     """`new` for the images `where` [b], `old` for the others."""
-    return _Vectors(
+    return Vectors(
         *(
             torch.where(where.view(-1, *[1] * (a.ndim - 1)), b, a)
             for a, b in zip(old, new, strict=True)
@@ -335,6 +358,7 @@ def tokencut_fwd(
     tol: float,
     max_iter: int,
     check: bool,
+    solver: Solver = TRITON,
 ) -> tuple[torch.Tensor, ...]:
     if check:
         require_finite(features)
@@ -345,15 +369,15 @@ def tokencut_fwd(
         return _nothing(batch.features, shapes, _OBJECT)
     if binary:
         words = triton_affinity.affinity_pack(batch.features, batch.tokens, None, tau).words
-        graph = _two_valued(
+        graph = solver.two_valued(
             words, batch.tokens, _constant(eps, batch.tokens), _constant(1.0, batch.tokens)
         )
     else:
         weights = triton_affinity.affinity_weights(batch.features, batch.tokens, tau, eps)
-        graph = _weighted(weights, batch.tokens)
+        graph = solver.weighted(weights, batch.tokens)
         for entry in range(b):
             require_degrees(graph.degree[entry], entry, f"tau={tau} with binary=False")
-    vectors = _vectors(graph, 1, tol, max_iter)
+    vectors = solver.pairs(graph, 1, tol, max_iter)
     if check:
         warn_not_converged(vectors.converged, vectors.iterations, vectors.residual, tol)
     grids = _grids(batch, features, grid)

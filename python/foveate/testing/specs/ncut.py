@@ -352,7 +352,7 @@ SPECS = (
     OpSpec(
         name="ncut",
         api=foveate.ncut,
-        backends=("cpu", "triton"),
+        backends=("cpu", "triton", "cuda"),
         dtypes=_FLOATS,
         make_inputs=_ncut_inputs,
         cases=_PAIR_CASES,
@@ -364,7 +364,7 @@ SPECS = (
     OpSpec(
         name="ncut_affinity",
         api=foveate.ncut_affinity,
-        backends=("cpu", "triton"),
+        backends=("cpu", "triton", "cuda"),
         dtypes=_FLOATS,
         make_inputs=_affinity_inputs,
         cases=_AFFINITY_CASES,
@@ -376,7 +376,7 @@ SPECS = (
     OpSpec(
         name="maskcut",
         api=foveate.maskcut,
-        backends=("cpu", "triton"),
+        backends=("cpu", "triton", "cuda"),
         dtypes=_FLOATS,
         make_inputs=_grid_inputs,
         cases=_MASKCUT_CASES,
@@ -388,7 +388,7 @@ SPECS = (
     OpSpec(
         name="tokencut",
         api=foveate.tokencut,
-        backends=("cpu", "triton"),
+        backends=("cpu", "triton", "cuda"),
         dtypes=_FLOATS,
         make_inputs=_grid_inputs,
         cases=_TOKENCUT_CASES,
