@@ -8,7 +8,7 @@ import torch
 
 from foveate._checks import one_of
 from foveate._dispatch import select
-from foveate.ops.pairwise_loss import checks, engine, reference
+from foveate.ops.pairwise_loss import checks, distributed, engine, reference
 from foveate.ops.pairwise_loss.api import raw
 from foveate.ops.pairwise_loss.pairs import Pairs, PairStats, check_values
 
@@ -83,9 +83,10 @@ def info_nce_loss(
         gather_with_grad,
         check,
     )
-    if group is not None:
-        raise NotImplementedError("info_nce_loss: group must be None, got a process group")
-    result = run(prepare(values, options, 1), backend)
+    if group is None:
+        result = run(prepare(values, options, 1), backend)
+    else:
+        result = _run_in_group(values, options, group, backend)
     return back(result if return_stats else result[0])
 
 
@@ -173,3 +174,70 @@ def run(call: InfoNceCall, backend: str) -> tuple[torch.Tensor, PairStats | None
         name,
     )
     return loss, PairStats(*counts.unbind(), *moments.unbind()) if stats else None
+
+
+def _run_in_group(
+    values: list[Any], options: InfoNceOptions, group: Any, backend: str
+) -> tuple[torch.Tensor, PairStats | None]:
+    """This rank's rows among the columns of all ranks and, if symmetric, the reverse."""
+    where = distributed.place(group)
+
+    def describe(call: InfoNceCall) -> Any:
+        sizes = (*call.x.shape, *call.y.shape, str(call.x.dtype))
+        return (*sizes, call.pairs.form, *call.needs[:2], *options)
+
+    call = distributed.agree(
+        where, options.check, lambda: prepare(values, options, where.world), describe
+    )
+    x, y, scale, pairs = call.x, call.y, call.scale, call.pairs
+    if options.gather_with_grad is False and options.local_loss is False:
+        x, y = (distributed.scaled_gradient(t, 1 / where.world) for t in (x, y))
+    if options.local_loss is False and scale.requires_grad:
+        scale = distributed.mean_gradient(scale, where)
+    constant = options.gather_with_grad is False and options.local_loss is True
+    n, m, wide = x.shape[0], y.shape[0], checks.accumulator(x.dtype)
+
+    def everyone(features: torch.Tensor) -> torch.Tensor:
+        return distributed.gather_features(features.detach() if constant else features, where)
+
+    def one_sided(own: torch.Tensor, other: torch.Tensor, sided: Pairs) -> Any:
+        own, keys = own.to(wide), everyone(other)
+        half = call._replace(
+            x=own,
+            y=keys,
+            scale=scale,
+            pairs=sided,
+            symmetric=False,
+            needs=raw.recorded(own, keys, scale, call.bias),
+        )
+        return run(half, backend)
+
+    with checks.without_autocast(x.device.type):
+        rows = pairs._replace(
+            diagonal=where.rank * m,
+            ignore_y=None if pairs.ignore_y is None else distributed.gather(pairs.ignore_y, where),
+        )
+        loss, stats = one_sided(x, y, rows)
+        if call.symmetric:
+            columns = pairs._replace(
+                diagonal=where.rank * n,
+                ignore_x=pairs.ignore_y,
+                ignore_y=None
+                if pairs.ignore_x is None
+                else distributed.gather(pairs.ignore_x, where),
+            )
+            of_columns, column_stats = one_sided(y, x, columns)
+            loss = (loss + of_columns) / 2
+            if stats is not None and column_stats is not None:
+                stats = stats._replace(col_top1=column_stats.row_top1)
+        elif stats is not None:
+            with torch.no_grad():
+                index = reference.positive_columns(rows, n, x.device)
+                wanted = pairs._replace(form="index", a=index)
+                wanted = distributed.pairs_of_all_rows(wanted, m, x, where)
+                every = distributed.gather_features(x.detach(), where)
+                z = reference.logits(every, y.detach().to(wide), scale, call.bias)
+                stats = stats._replace(col_top1=reference.pair_stats(z, wanted).col_top1)
+    if options.local_loss is False and call.reduction != "none":
+        loss = distributed.mean_value(loss, where)
+    return loss, stats

@@ -8,7 +8,7 @@ import torch
 
 from foveate._checks import one_of
 from foveate._dispatch import select
-from foveate.ops.pairwise_loss import checks, reference
+from foveate.ops.pairwise_loss import checks, distributed, reference
 from foveate.ops.pairwise_loss.api import raw
 from foveate.ops.pairwise_loss.pairs import Pairs, PairStats, check_values
 
@@ -109,9 +109,10 @@ def sigmoid_loss(
         dist,
         check,
     )
-    if group is not None:
-        raise NotImplementedError("sigmoid_loss: group must be None, got a process group")
-    result = run(prepare(values, options, 1), backend)
+    if group is None:
+        result = run(prepare(values, options, 1), backend)
+    else:
+        result = _run_in_group(values, options, group, backend)
     return back(result if return_stats else result[0])
 
 
@@ -204,3 +205,37 @@ def run(call: SigmoidCall, backend: str) -> tuple[torch.Tensor, PairStats | None
         x, y, scale, bias, *pairs, reduction, divisor, in_forward, *needs, stats, check, name
     )
     return loss, PairStats(*counts.unbind(), *moments.unbind()) if stats else None
+
+
+def _run_in_group(
+    values: list[Any], options: SigmoidOptions, group: Any, backend: str
+) -> tuple[torch.Tensor, PairStats | None]:
+    """This rank's rows against the columns of all ranks."""
+    where = distributed.place(group)
+
+    def describe(call: SigmoidCall) -> Any:
+        sizes = (*call.x.shape, *call.y.shape, str(call.x.dtype))
+        return (*sizes, call.pairs.form, *call.needs[:2], *options)
+
+    call = distributed.agree(
+        where, options.check, lambda: prepare(values, options, where.world), describe
+    )
+    m, wide = call.y.shape[0], checks.accumulator(call.x.dtype)
+    with checks.without_autocast(call.x.device.type):
+        everyone = call._replace(
+            x=call.x.to(wide),
+            y=distributed.gather_features(call.y, where),
+            pairs=distributed.pairs_of_all_columns(call.pairs, m, where),
+        )
+        loss, stats = run(everyone, backend)
+        if stats is None:
+            return loss, None
+        with torch.no_grad():
+            x, y = distributed.gather_features(call.x.detach(), where), call.y.detach().to(wide)
+            pairs = distributed.pairs_of_all_rows(call.pairs, m, x[: len(call.x)], where)
+            columns = call._replace(
+                x=x, y=y, pairs=pairs, in_forward=False, needs=[False] * 4, check=False
+            )
+            _, of_columns = run(columns, backend)
+    assert of_columns is not None
+    return loss, stats._replace(col_top1=of_columns.col_top1)
