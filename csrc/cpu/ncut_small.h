@@ -7,10 +7,43 @@
 namespace foveate::FOVEATE_ISA {
 namespace {
 
-// Row l of z [m, m] becomes the eigenvector of values[l], in no order; a [m, m] is overwritten,
-// work holds 3 m. Row-wise storage: a rotation of two eigenvectors is two contiguous rows.
-[[maybe_unused]] void symmetric_eigen(double* a, std::int64_t m, double* values, double* z,
-                                      double* work) {
+// z = Q^T z for the reflectors in the rows of a: of four columns each reflector in turn, of all m
+// row by row, last reflector first.
+void reflect(const double* a, std::int64_t m, std::int64_t width, const double* beta, double* z) {
+  if (width == 4) {
+    for (std::int64_t k = 0; k + 2 < m; ++k) {
+      const double* v = a + k * m;
+      double sums[4] = {0, 0, 0, 0};
+      for (std::int64_t l = k + 1; l < m; ++l) {
+        for (int j = 0; j < 4; ++j) sums[j] += v[l] * z[4 * l + j];
+      }
+      for (double& sum : sums) sum *= beta[k];
+      for (std::int64_t l = k + 1; l < m; ++l) {
+        for (int j = 0; j < 4; ++j) z[4 * l + j] -= sums[j] * v[l];
+      }
+    }
+    return;
+  }
+  for (std::int64_t k = m - 3; k >= 0; --k) {
+    if (beta[k] == 0) continue;
+    const double* v = a + k * m;
+    for (std::int64_t l = k + 1; l < m; ++l) {
+      double* row = z + l * m;
+      double sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (std::int64_t j = k + 1; j < m; ++j) sum += row[j] * v[j];
+      sum *= beta[k];
+#pragma omp simd
+      for (std::int64_t j = k + 1; j < m; ++j) row[j] -= sum * v[j];
+    }
+  }
+}
+
+// Row l of z [m, width] becomes the last `width` entries of the eigenvector of values[l], in no
+// order; width is m or 4, at most m. a [m, m] is overwritten, work holds 3 m. Row-wise storage: a
+// rotation of two eigenvectors is two contiguous rows.
+[[maybe_unused]] void symmetric_eigen(double* a, std::int64_t m, std::int64_t width, double* values,
+                                      double* z, double* work) {
   double* off = work;
   double* p = work + m;
   double* beta = work + 2 * m;
@@ -31,6 +64,7 @@ namespace {
     for (std::int64_t i = k + 1; i < m; ++i) {
       double sum = 0;
       const double* row = a + i * m;
+#pragma omp simd reduction(+ : sum)
       for (std::int64_t j = k + 1; j < m; ++j) sum += row[j] * v[j];
       p[i] = beta[k] * sum;
       along += p[i] * v[i];
@@ -40,6 +74,7 @@ namespace {
       double* row = a + i * m;
       const double vi = v[i];
       const double pi = p[i];
+#pragma omp simd
       for (std::int64_t j = k + 1; j < m; ++j) row[j] -= vi * p[j] + pi * v[j];
     }
   }
@@ -47,19 +82,9 @@ namespace {
   if (m >= 1) off[m - 1] = 0;
   for (std::int64_t i = 0; i < m; ++i) {
     values[i] = a[i * m + i];
-    for (std::int64_t j = 0; j < m; ++j) z[i * m + j] = i == j ? 1.0 : 0.0;
+    for (std::int64_t j = 0; j < width; ++j) z[i * width + j] = i == j + m - width ? 1.0 : 0.0;
   }
-  for (std::int64_t k = m - 3; k >= 0; --k) {
-    if (beta[k] == 0) continue;
-    const double* v = a + k * m;
-    for (std::int64_t l = k + 1; l < m; ++l) {
-      double* row = z + l * m;
-      double sum = 0;
-      for (std::int64_t j = k + 1; j < m; ++j) sum += row[j] * v[j];
-      sum *= beta[k];
-      for (std::int64_t j = k + 1; j < m; ++j) row[j] -= sum * v[j];
-    }
-  }
+  reflect(a, m, width, beta, z);
   for (std::int64_t l = 0; l < m; ++l) {
     for (int sweep = 0; sweep < 200; ++sweep) {
       std::int64_t end = l;
@@ -92,9 +117,10 @@ namespace {
         shift = s * r;
         values[i + 1] = g + shift;
         g = c * r - b;
-        double* low = z + i * m;
-        double* high = low + m;
-        for (std::int64_t j = 0; j < m; ++j) {
+        double* low = z + i * width;
+        double* high = low + width;
+#pragma omp simd
+        for (std::int64_t j = 0; j < width; ++j) {
           const double upper = high[j];
           high[j] = s * low[j] + c * upper;
           low[j] = c * low[j] - s * upper;

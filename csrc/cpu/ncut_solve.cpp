@@ -1,5 +1,5 @@
-// Block Lanczos for the top of M = D^-1/2 W D^-1/2 without its trivial vector: width 4, full
-// reorthogonalisation, thick restart, float64. Job fields (addresses as integers):
+// The top of M = D^-1/2 W D^-1/2 without its trivial vector, float64. Job fields (addresses as
+// integers):
 //   0 n, 1 operand, 2 kind (0 bits, 1 float32 weights, 2 float64 weights), 3 degrees (int32 set bits
 //   of a row, or float64 row sums), 4 start vectors y [2, n] or 0, 5 eigenvalues [k], 6 vectors x
 //   [k, n], 7 residuals [k], 8 gap [1], 9 integers [4]: passes, converged, degenerate, uncertain,
@@ -9,284 +9,252 @@
 #include <cstring>
 
 #include "ncut.h"
-#include "ncut_block.h"
+#include "ncut_dense.h"
 #include "ncut_graph.h"
-#include "ncut_multiply.h"
 #include "ncut_pairs.h"
-#include "ncut_small.h"
+#include "ncut_search.h"
+#include "ncut_solver.h"
 
 namespace foveate::FOVEATE_ISA {
 namespace {
 
-void solve(const std::int64_t* job, double eps, int k, double tol, int max_iter, int threads) {
+constexpr std::int64_t kCheck = 12;  // blocks that look for missed vectors before a longer search
+constexpr std::int64_t kBeside = 16;  // most Ritz vectors beyond the list that are locked meanwhile
+constexpr double kClear = 2e-4;       // how far below the list such a search must end
+constexpr double kEqual = 1e-10;      // eigenvalues that differ by less are not told apart
+
+// What is searched: the wanted pairs so far, vectors y in blocks [n][4] of four columns.
+struct List {
+  std::int64_t size;
+  double theta[20];
+  double residual[20];
+  double* y;
+};
+
+// Whether k pairs are accurate enough to stop, by the Ritz values alone.
+bool accurate(const Search& s, int k, double tol, const Entry* entries, std::int64_t listed) {
+  double worst = 0;
+  std::int64_t searched = 0;
+  for (std::int64_t i = 0; i < listed; ++i) {
+    searched += entries[i].search >= 0 ? 1 : 0;
+    if (i < k) worst = std::max(worst, entries[i].residual);
+  }
+  const double step = entries[k - 1].value - entries[k].value;
+  const double r_next = entries[k].residual;
+  bool bounded = r_next <= kExact || r_next <= 0.1 * step;
+  // A searched value that lost its place to a contrast may still grow into the list.
+  if (searched < s.found && searched < k + 1) {
+    bounded = bounded && (s.theta[searched] + s.residual[searched] < entries[k].value ||
+                          s.residual[searched] <= kExact);
+  }
+  return worst <= tol && bounded;
+}
+
+// Runs the search until k pairs and the one after them are known. Returns whether they are.
+bool find_pairs(Search& s, int k, double tol, int max_iter) {
+  const Graph& g = s.v.g;
+  const std::int64_t wanted = std::min<std::int64_t>(k + 1, g.room);
+  Entry entries[20];
+  Memory first(4 * g.n);
+  std::int64_t looked = 0;
+  for (;;) {
+    const int alive = advance(s);
+    const bool full = s.blocks == s.cap;
+    const std::int64_t m = 4 * s.blocks;
+    // However few passes are allowed, there are k + 1 vectors to return.
+    const bool over = (s.passes >= max_iter && m >= wanted) || alive == 0;
+    // A dense problem costs more than a pass on a small graph.
+    const std::int64_t pause =
+        std::min<std::int64_t>(4, std::max<std::int64_t>(1, 4 * m * m * m / (g.n * g.n)));
+    if (over) {
+      ritz(s, true);
+      return alive == 0;
+    }
+    if (full || (m >= 12 && m >= wanted + 8 && s.blocks - looked >= pause)) {
+      looked = s.blocks;
+      ritz(s, false);
+      if (s.found >= wanted) {
+        const std::int64_t listed = merge(g, s.theta, s.residual, s.found, k + 1, entries);
+        bool exact = true;
+        for (std::int64_t i = 0; i < listed; ++i) exact = exact && entries[i].residual <= kExact;
+        if (accurate(s, k, tol, entries, listed)) {
+          ritz(s, true);
+          if (exact || entries[0].search < 0) return true;
+          expand(s, entries[0].search, entries[0].search + 1, first.data);
+          if (undecided(g, first.data, entries[0].value - entries[1].value, entries[0].residual,
+                        entries[1].residual) == 0) {
+            return true;
+          }
+        }
+      }
+    }
+    if (full) {
+      ritz(s, true);
+      restart(s, k + 4);
+      looked = s.blocks;
+    }
+  }
+}
+
+// Searches the complement of locked blocks for values above `limit`. Returns how many were found,
+// converged to `tol`; 0 if the largest settled more than `clear` below; -1 if `most` blocks could
+// not tell.
+std::int64_t find_above(Search& s, double limit, double clear, double tol, std::int64_t most,
+                        int max_iter) {
+  for (;;) {
+    const int alive = advance(s);
+    const bool full = s.blocks >= std::min(most, s.cap);
+    ritz(s, false);
+    if (s.found == 0) return 0;
+    // A residual bounds the distance to some eigenvalue: it must have settled before it tells that
+    // none is above.
+    const double below = limit + kEqual - s.theta[0];
+    if (s.blocks >= 3 && below > clear && s.residual[0] <= 0.1 * below) return 0;
+    std::int64_t above = 0;
+    while (above < s.found && s.theta[above] > limit + kEqual && s.residual[above] <= tol) ++above;
+    if (above > 0 || alive == 0 || s.passes >= max_iter) {
+      ritz(s, true);
+      return above;
+    }
+    if (full && most < s.cap) return -1;
+    if (full) {
+      ritz(s, true);
+      restart(s, 8);
+    }
+  }
+}
+
+// The `wanted` largest of the list and the first `count` Ritz pairs of the search.
+void insert(List& list, const Search& s, std::int64_t count, std::int64_t wanted) {
+  const std::int64_t n = s.v.g.n;
+  Memory block(4 * n), old(4 * n * ((wanted + 3) / 4));
+  std::memcpy(old.data, list.y,
+              static_cast<std::size_t>(4 * n * ((wanted + 3) / 4)) * sizeof(double));
+  const List before = list;
+  std::int64_t a = 0;
+  std::int64_t b = 0;
+  for (list.size = 0; list.size < wanted && (a < before.size || b < count); ++list.size) {
+    const bool theirs = a >= before.size || (b < count && s.theta[b] > before.theta[a]);
+    if (theirs && b % 4 == 0) expand(s, b, count, block.data);
+    const double* from = theirs ? block.data + b % 4 : old.data + 4 * n * (a / 4) + a % 4;
+    double* to = list.y + 4 * n * (list.size / 4) + list.size % 4;
+    for (std::int64_t i = 0; i < n; ++i) to[4 * i] = from[4 * i];
+    list.theta[list.size] = theirs ? s.theta[b] : before.theta[a];
+    list.residual[list.size] = theirs ? s.residual[b] : before.residual[a];
+    if (theirs) {
+      ++b;
+    } else {
+      ++a;
+    }
+  }
+}
+
+// A block of four columns sees at most four copies of an eigenvalue: looks for missed ones with a
+// fresh block orthogonal to the list. At first the Ritz vectors that follow the list are locked too,
+// so that little is left and few passes tell; they are so accurate (see `settled`) that they cannot
+// hide a missed vector.
+void find_missed(Search& s, List& list, int k, double tol, int max_iter) {
+  const Graph& g = s.v.g;
+  const std::int64_t wanted = k + 1;
+  const auto size = static_cast<std::size_t>(4 * g.n) * sizeof(double);
+  Entry entries[20];
+  const auto limit = [&] {
+    return entries[merge(g, list.theta, list.residual, list.size, wanted, entries) - 1].value;
+  };
+  const auto settled = [&](std::int64_t j) {
+    return s.residual[j] <= 1e-3 * (limit() - s.theta[j]);
+  };
+  std::int64_t locked = list.size;
+  while (locked < s.found && locked < list.size + kBeside && settled(locked)) ++locked;
+  const std::int64_t whole = (locked + 3) / 4;
+  if (g.room <= locked || s.passes >= max_iter) return;
+  Memory front(4 * g.n * whole);
+  for (std::int64_t b = 0; b < whole; ++b) expand(s, 4 * b, locked, front.data + 4 * g.n * b);
+  std::memcpy(s.v.block(0), front.data, size * static_cast<std::size_t>(whole));
+  start(s, whole, g.room - locked, nullptr);
+  if (find_above(s, limit(), kClear, 0, kCheck, max_iter) == 0) return;
+  while (s.passes < max_iter && list.size < g.room) {
+    const std::int64_t count = (list.size + 3) / 4;
+    std::memcpy(s.v.block(0), list.y, size * static_cast<std::size_t>(count));
+    start(s, count, g.room - list.size, nullptr);
+    const std::int64_t above = find_above(s, limit(), 0, tol / 4, s.cap, max_iter);
+    if (above <= 0) return;
+    insert(list, s, above, wanted);
+  }
+}
+
+void search_pairs(const Graph& g, const double* given, int k, double tol, int max_iter, List& list,
+                  std::int64_t* passes) {
+  const std::int64_t cap = 16 + k;
+  const std::int64_t memory = cap + 3 + (k + 4) / 4;  // a full basis behind the locked list
+  const std::int64_t side = 4 * (cap + 1);
+  const std::int64_t chunks = (g.n + kChunk - 1) / kChunk;
+  Memory basis(4 * g.n * memory), parts(chunks * 16 * (memory + 2)), sums(16 * (memory + 2));
+  Memory t(side * side), a(side * side), q(side * side), small(7 * side), h(16 * memory);
+  Search s{{g, basis.data, parts.data, sums.data}, cap, side, t.data, a.data, q.data, small.data,
+           small.data + side, small.data + 2 * side, small.data + 3 * side, h.data,
+           reinterpret_cast<std::int64_t*>(small.data + 6 * side), {}, 0, 0, 0, 0, 0, 0, 0};
+  start(s, 0, g.room, given);
+  const bool done = find_pairs(s, k, tol, max_iter);
+  const std::int64_t wanted = k + 1;
+  list.size = std::min(s.found, wanted);
+  std::int64_t equal = 1;
+  std::int64_t run = 1;
+  for (std::int64_t i = 0; i < list.size; ++i) {
+    if (i % 4 == 0) expand(s, i, list.size, list.y + 4 * g.n * (i / 4));
+    list.theta[i] = s.theta[i];
+    list.residual[i] = s.residual[i];
+    run = i > 0 && s.theta[i - 1] - s.theta[i] <= kDegenerate ? run + 1 : 1;
+    equal = std::max(equal, run);
+  }
+  if (done && (k > 3 || equal >= 4)) find_missed(s, list, k, tol, max_iter);
+  *passes = s.passes;
+}
+
+}  // namespace
+
+void ncut_solve(const std::int64_t* job, double eps, int k, double tol, int max_iter, int threads) {
   const std::int64_t n = job[0];
   Graph g{};
   g.n = n;
   g.operand = reinterpret_cast<const void*>(job[1]);
   g.kind = static_cast<int>(job[2]);
   g.eps = eps;
-  g.threads = threads;
-  const std::int64_t cap = 16 + k;
-  Memory vectors(2 * n), classes(2 * n), basis_memory(4 * n * (cap + 1)), scratch(8 * n);
-  Memory table_memory(4096 * threads + 8), part_memory(16 * (cap + 2));
+  // Below these sizes a pass is shorter than what it takes to share it.
+  g.threads = n >= (g.kind == kBits ? 2048 : 1024) ? threads : 1;
+  Memory vectors(2 * n), classes(n), input(4 * n), tables(4096 * g.threads);
   g.scale = vectors.data;
   g.trivial = vectors.data + n;
   g.alike = reinterpret_cast<std::int64_t*>(classes.data);
-  double size = 0;
-  std::int64_t none = 0;
-  const auto* joined = reinterpret_cast<const std::int32_t*>(job[3]);
-  const auto* bits = static_cast<const std::uint32_t*>(g.operand);
-  for (std::int64_t i = 0; i < n; ++i) {
-    const double degree =
-        g.kind == 0 ? eps * static_cast<double>(n) + (1 - eps) * static_cast<double>(joined[i])
-                    : reinterpret_cast<const double*>(job[3])[i];
-    g.scale[i] = 1 / std::sqrt(degree);
-    g.trivial[i] = std::sqrt(degree);
-    size += degree;
-    if (g.kind == 0 && joined[i] == 0) ++none;
-  }
-  for (std::int64_t i = 0; i < n; ++i) g.trivial[i] /= std::sqrt(size);
-  if (g.kind == 0) {
-    const std::int64_t rows = none > 0 ? 0 : n;  // what class a's tokens are joined to
-    std::int64_t at = 0;
-    for (std::int64_t i = 0; i < n; ++i) {
-      if (joined[i] == rows) g.alike[at++] = i;
-    }
-    g.counts[0] = at;
-    for (std::int64_t i = 0; i < n; ++i) {
-      if (joined[i] == 1 && ((bits[(i / 32) * n + i] >> (i % 32)) & 1U) != 0) g.alike[at++] = i;
-    }
-    g.counts[1] = at - g.counts[0];
-    g.values[1] = (1 - eps) / (1 - eps + static_cast<double>(n) * eps);
-  }
-  std::int64_t room = n - 1;
-  for (std::int64_t count : g.counts) room -= count > 1 ? count - 1 : 0;
+  g.input = input.data;
+  g.tables = tables.data;
+  describe(g, reinterpret_cast<const void*>(job[3]));
 
-  double* basis = basis_memory.data;
-  double* z = scratch.data;
-  double* spare = scratch.data + 4 * n;
-  double* tables = table_memory.data;
-  double* part = part_memory.data;
   const std::int64_t wanted = k + 1;
-  const std::int64_t side = std::max<std::int64_t>(4 * (cap + 1), kDense);
-  Memory t_memory(side * side), a_memory(side * side), q_memory(side * side), small(12 * side);
-  double* t = t_memory.data;
-  double* a = a_memory.data;
-  double* q = q_memory.data;
-  double* theta = small.data;               // sorted Ritz values
-  double* residual = small.data + side;     // their residuals
-  double* values = small.data + 2 * side;
-  double* work = small.data + 3 * side;
-  double* h = small.data + 6 * side;        // [side][4]
-  auto* order = reinterpret_cast<std::int64_t*>(small.data + 10 * side);
-  Entry entries[32];
-  std::int64_t found = 0;
-  std::int64_t passes = 0;
-  std::int64_t m = 0;                       // columns the Ritz problem has
-  const auto sort = [&](std::int64_t columns) {
-    for (std::int64_t i = 0; i < columns; ++i) {
-      std::int64_t j = i;
-      for (; j > 0 && values[order[j - 1]] < values[i]; --j) order[j] = order[j - 1];
-      order[j] = i;
-    }
-    for (std::int64_t i = 0; i < columns; ++i) theta[i] = values[order[i]];
-  };
-  // Writes the searched pair of a rank to out[stride * i].
-  const auto expand = [&](std::int64_t rank, double* out, std::int64_t stride) {
-    const double* s = q + order[rank] * m;
-    for (std::int64_t i = 0; i < n; ++i) {
-      double sum = 0;
-      if (n <= kDense) {
-        sum = s[i];
-      } else {
-        for (std::int64_t b = 0; b < m / 4; ++b) {
-          const double* row = basis + 4 * (n * b + i);
-          sum += (s[4 * b] * row[0] + s[4 * b + 1] * row[1]) +
-                 (s[4 * b + 2] * row[2] + s[4 * b + 3] * row[3]);
-        }
-      }
-      out[stride * i] = sum;
-    }
-  };
-
+  const std::int64_t groups = (wanted + 3) / 4;
+  Memory searched(4 * n * groups), pairs(4 * n * groups), image(4 * n);
+  List list{0, {}, {}, searched.data};
+  std::int64_t passes = 1;
   if (n <= kDense) {
-    // M in the space of the search; the rest is moved below every eigenvalue.
-    double norm = 0;
-    for (std::int64_t j0 = 0; j0 < n; j0 += 4) {
-      std::memset(spare, 0, static_cast<std::size_t>(4 * n) * sizeof(double));
-      for (std::int64_t c = 0; c < 4 && j0 + c < n; ++c) spare[4 * (j0 + c) + c] = 1;
-      Memory kept(4 * n), image(4 * n);
-      std::memcpy(kept.data, spare, static_cast<std::size_t>(4 * n) * sizeof(double));
-      restrict_block(g, kept.data);
-      apply(g, kept.data, image.data, z, tables);
-      restrict_block(g, image.data);
-      for (std::int64_t c = 0; c < 4 && j0 + c < n; ++c) {
-        for (std::int64_t i = 0; i < n; ++i) {
-          t[i * n + j0 + c] = image.data[4 * i + c];
-          q[i * n + j0 + c] = spare[4 * i + c] - kept.data[4 * i + c];
-          norm += image.data[4 * i + c] * image.data[4 * i + c];
-        }
-      }
-    }
-    const double below = 2 + std::sqrt(norm);
-    for (std::int64_t i = 0; i < n; ++i) {
-      for (std::int64_t j = 0; j < n; ++j) {
-        a[i * n + j] = (t[i * n + j] + t[j * n + i]) / 2 -
-                       below * (q[i * n + j] + q[j * n + i]) / 2;
-      }
-    }
-    symmetric_eigen(a, n, values, q, work);
-    m = n;
-    sort(n);
-    found = room;
-    passes = 1;
-    std::memset(residual, 0, static_cast<std::size_t>(side) * sizeof(double));
-  } else if (room > 0) {
-    std::uint64_t fresh = 4;
-    const auto* start = reinterpret_cast<const double*>(job[4]);
-    for (std::int64_t i = 0; i < n; ++i) {
-      for (int c = 0; c < 4; ++c) {
-        basis[4 * i + c] =
-            start != nullptr && c < 2
-                ? start[c * n + i]
-                : counter_hash(static_cast<std::uint64_t>(i), static_cast<std::uint64_t>(c));
-      }
-    }
-    double r[16];
-    restrict_block(g, basis);
-    restrict_block(g, basis);
-    orthonormalize(g, basis, 0, basis, r, part, spare, &fresh);
-    std::int64_t blocks = 1;  // blocks of the basis, the last one not yet multiplied
-    bool verified = k <= 3;
-    for (;;) {
-      const std::int64_t last = blocks - 1;
-      double* next = basis + 4 * n * blocks;
-      apply(g, basis + 4 * n * last, next, z, tables);
-      ++passes;
-      restrict_block(g, next);
-      std::memset(h, 0, static_cast<std::size_t>(16 * blocks) * sizeof(double));
-      project(g, basis, blocks, next, h, part);
-      project(g, basis, blocks, next, h, part);
-      restrict_block(g, next);
-      m = 4 * blocks;
-      for (std::int64_t i = 0; i < m; ++i) {
-        for (int c = 0; c < 4; ++c) {
-          t[i * side + 4 * last + c] = h[4 * i + c];
-          t[(4 * last + c) * side + i] = h[4 * i + c];
-        }
-      }
-      for (int c = 0; c < 4; ++c) {
-        const std::int64_t d = 4 * last + c;
-        for (int p = 0; p < c; ++p) {
-          const double both = (h[4 * (4 * last + p) + c] + h[4 * d + p]) / 2;
-          t[(4 * last + p) * side + d] = t[d * side + 4 * last + p] = both;
-        }
-        if (column_norm(g, basis + 4 * n * last, c) < 0.5) t[d * side + d] = -1e3;
-      }
-      const int alive = orthonormalize(g, basis, blocks, next, r, part, spare, &fresh);
-      const bool full = blocks == cap;
-      const bool over = passes >= max_iter || alive == 0;
-      if (full || over || blocks >= 3) {
-        for (std::int64_t i = 0; i < m; ++i) {
-          std::memcpy(a + i * m, t + i * side, static_cast<std::size_t>(m) * sizeof(double));
-        }
-        symmetric_eigen(a, m, values, q, work);
-        sort(m);
-        for (found = 0; found < m && theta[found] > -100 && found < room; ++found) {
-          const double* s = q + order[found] * m + 4 * last;
-          double sum = 0;
-          for (int p = 0; p < 4; ++p) {
-            double row = 0;
-            for (int c = p; c < 4; ++c) row += r[4 * p + c] * s[c];
-            sum += row * row;
-          }
-          residual[found] = std::sqrt(sum);
-        }
-        if (over) break;
-        bool done = found >= std::min(wanted, room);
-        if (done) {
-          const std::int64_t listed = merge(g, theta, residual, found, wanted, entries);
-          double worst = 0;
-          std::int64_t searched = 0;
-          for (std::int64_t i = 0; i < listed; ++i) {
-            searched += entries[i].search >= 0 ? 1 : 0;
-            if (i < k) worst = std::max(worst, entries[i].residual);
-          }
-          const double gap = entries[0].value - entries[1].value;
-          const double step = entries[k - 1].value - entries[k].value;
-          const double r_next = entries[k].residual;
-          bool bounded = r_next <= kExact || r_next <= 0.1 * step;
-          // A searched value that is still growing may enter the list.
-          if (searched < found && searched < wanted) {
-            bounded = bounded && (theta[searched] + residual[searched] < entries[k].value ||
-                                  residual[searched] <= kExact);
-          }
-          const bool exact = worst <= kExact && r_next <= kExact;
-          done = worst <= tol && bounded;
-          if (done && !exact && entries[0].search >= 0) {
-            expand(entries[0].search, spare, 1);
-            for (std::int64_t i = 0; i < n; ++i) spare[i] *= g.scale[i];
-            done = undecided(g, spare, 1, gap, entries[0].residual, entries[1].residual) == 0;
-          }
-          if (done && !verified && blocks < cap) {
-            // Equal eigenvalues hide from one start block: lock what is there, begin afresh.
-            verified = true;
-            done = false;
-          } else if (done) {
-            std::int64_t equal = 1;
-            for (std::int64_t i = 1; i < searched; ++i) {
-              equal = theta[i - 1] - theta[i] <= kDegenerate ? equal + 1 : 1;
-            }
-            if (equal < 4 || verified) break;
-          }
-          if (done) break;
-        }
-      }
-      ++blocks;
-      if (full) {
-        // Thick restart: the best Ritz vectors, then the block that continues them.
-        const std::int64_t kept = std::min<std::int64_t>((k + 4 + 3) / 4, cap - 2);
-        for (std::int64_t i = 0; i < n; ++i) {
-          double row[160];
-          for (std::int64_t j = 0; j < 4 * kept; ++j) {
-            const double* s = q + order[j] * m;
-            double sum = 0;
-            for (std::int64_t b = 0; b < m; ++b) sum += s[b] * basis[4 * (n * (b / 4) + i) + b % 4];
-            row[j] = sum;
-          }
-          for (std::int64_t j = 0; j < 4 * kept; ++j) {
-            basis[4 * (n * (j / 4) + i) + j % 4] = row[j];
-          }
-        }
-        std::memcpy(basis + 4 * n * kept, next, static_cast<std::size_t>(4 * n) * sizeof(double));
-        std::memset(t, 0, static_cast<std::size_t>(side * side) * sizeof(double));
-        for (std::int64_t j = 0; j < 4 * kept; ++j) t[j * side + j] = theta[j];
-        blocks = kept + 1;
-      }
-    }
+    list.size = solve_dense(g, wanted, list.theta, list.y);
+  } else if (g.room > 0) {
+    search_pairs(g, reinterpret_cast<const double*>(job[4]), k, tol, max_iter, list, &passes);
   }
 
-  const std::int64_t listed = merge(g, theta, residual, found, wanted, entries);
-  Memory pairs(4 * n * ((wanted + 3) / 4)), image(4 * n);
-  auto* out_values = reinterpret_cast<double*>(job[5]);
-  auto* out_vectors = reinterpret_cast<double*>(job[6]);
-  auto* out_residual = reinterpret_cast<double*>(job[7]);
-  auto* last_vectors = reinterpret_cast<double*>(job[10]);
+  Entry entries[20];
+  const std::int64_t listed = merge(g, list.theta, list.residual, list.size, wanted, entries);
   for (std::int64_t e = 0; e < listed; ++e) {
     double* y = pairs.data + 4 * n * (e / 4) + e % 4;
-    const Entry& entry = entries[e];
-    if (entry.search >= 0) {
-      expand(entry.search, y, 4);
+    const std::int64_t from = entries[e].search;
+    if (from < 0) {
+      write_contrast(g, entries[e], y);
     } else {
-      const std::int64_t* members = g.alike + (entry.family == 1 ? g.counts[0] : 0);
-      const auto length = static_cast<double>(entry.contrast + 1);
-      const double unit = 1 / std::sqrt(length * (length + 1));
-      for (std::int64_t i = 0; i <= entry.contrast; ++i) y[4 * members[i]] = unit;
-      y[4 * members[entry.contrast + 1]] = -length * unit;
+      const double* source = list.y + 4 * n * (from / 4) + from % 4;
+      for (std::int64_t i = 0; i < n; ++i) y[4 * i] = source[4 * i];
     }
   }
   for (std::int64_t e = 0; e < listed; ++e) {
-    if (e % 4 == 0) apply(g, pairs.data + n * e, image.data, z, tables);
+    if (e % 4 == 0) apply(g, pairs.data + n * e, image.data);
     const double* y = pairs.data + 4 * n * (e / 4) + e % 4;
     double sum = 0;
     for (std::int64_t i = 0; i < n; ++i) {
@@ -295,6 +263,11 @@ void solve(const std::int64_t* job, double eps, int k, double tol, int max_iter,
     }
     entries[e].residual = std::sqrt(sum);
   }
+
+  auto* out_values = reinterpret_cast<double*>(job[5]);
+  auto* out_vectors = reinterpret_cast<double*>(job[6]);
+  auto* out_residual = reinterpret_cast<double*>(job[7]);
+  auto* last_vectors = reinterpret_cast<double*>(job[10]);
   double gap = 4;
   bool converged = true;
   for (int e = 0; e < k; ++e) {
@@ -307,8 +280,9 @@ void solve(const std::int64_t* job, double eps, int k, double tol, int max_iter,
     }
     std::int64_t top = 0;
     while (top + 1 < n && !(std::abs(x[top]) >= largest - 1e-9 * largest)) ++top;
-    for (std::int64_t i = 0; i < n && x[top] < 0; ++i) spare[i] = -x[i];
-    if (x[top] < 0) std::memcpy(x, spare, static_cast<std::size_t>(n) * sizeof(double));
+    if (x[top] < 0) {
+      for (std::int64_t i = 0; i < n; ++i) x[i] = -x[i];
+    }
     out_values[e] = 1 - entries[e].value;
     out_residual[e] = entries[e].residual;
     converged = converged && entries[e].residual <= tol;
@@ -324,18 +298,16 @@ void solve(const std::int64_t* job, double eps, int k, double tol, int max_iter,
   integers[0] = passes;
   integers[1] = converged ? 1 : 0;
   integers[2] = gap <= kDegenerate ? 1 : 0;
-  integers[3] = undecided(g, out_vectors, 1, entries[0].value - entries[1].value,
-                          entries[0].residual, entries[1].residual);
+  integers[3] = undecided(g, pairs.data, entries[0].value - entries[1].value, entries[0].residual,
+                          entries[1].residual);
 }
-
-}  // namespace
 
 int ncut_lanczos(const std::int64_t* jobs, std::int64_t count, double eps, int k, double tol,
                  int max_iter, int threads) {
   const bool across = count >= threads;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (across && threads > 1)
   for (std::int64_t j = 0; j < count; ++j) {
-    solve(jobs + 12 * j, eps, k, tol, max_iter, across ? 1 : threads);
+    ncut_solve(jobs + 12 * j, eps, k, tol, max_iter, across ? 1 : threads);
   }
   return 0;
 }

@@ -360,7 +360,9 @@ class _Search:
         """Which images need no further pass, [b] bool."""
         whole = alive >= dimension  # nothing is left to search
         if stop_below is not None:
-            below = ritz.mu[:, 0] + ritz.residual[:, 0] < stop_below
+            # The residual bounds the distance to some eigenvalue: it must have settled before it
+            # tells that none is above.
+            below = ritz.mu[:, 0] + 10 * ritz.residual[:, 0] < stop_below
             return whole | ((alive >= 1) & (below | (ritz.residual[:, 0] <= _EXACT)))
         graph, k = self.graph, self.k
         mu, residual, source, _ = _order(graph, ritz, k + 1)

@@ -65,13 +65,20 @@ def _ncut_inputs(case: dict[str, Any], dtype: torch.dtype, device: str, seed: in
 
 
 def _affinity_inputs(case: dict[str, Any], dtype: torch.dtype, device: str, seed: int) -> Call:
-    features = _features({**case, "c": 8}, torch.float64, seed)
+    copies = case.get("copies", 1)
+    features = _features({**case, "n": case["n"] // copies, "c": 8}, torch.float64, seed)
     s = torch.stack([cosines(image) for image in features]) if case["b"] else features[:, :, :0]
-    s = s.reshape(case["b"], case["n"], case["n"])
+    s = s.reshape(case["b"], case["n"] // copies, case["n"] // copies)
+    if case.get("chain"):
+        place = torch.arange(s.shape[1], dtype=torch.float64)
+        s = torch.exp(-0.3 * (place[:, None] - place).abs()).expand_as(s)
     if case.get("two_valued"):
         s = torch.where(s > 0.2, 2.0, case.get("low", 0.125))
     else:
         s = s.clamp_min(0.01)
+    if copies > 1:  # eigenvalues that occur copies - 1 times or more
+        same = torch.eye(copies, dtype=torch.float64)
+        s = torch.kron(same, s) + torch.kron(1 - same, torch.full_like(s, 0.0078125))
     s = s.to(dtype)
     return Call((s.to(device).requires_grad_(case.get("grad", False)),), {"k": case.get("k", 1)})
 
@@ -317,6 +324,10 @@ _AFFINITY_CASES = Cases(
         "two values, zero": {"b": 1, "n": 66, "two_valued": True, "low": 0.0625, "k": 2},
         "weighted": {"b": 1, "n": 67, "k": 2, "grad": True},
         "weighted, many": {"b": 1, "n": 100, "k": 8, "emulated": False},
+        "nine copies, two values": {
+            **{"b": 1, "n": 99, "two_valued": True, "copies": 9, "k": 16, "emulated": False},
+        },
+        "six chains": {"b": 1, "n": 144, "copies": 6, "chain": True, "k": 5, "emulated": False},
     },
     _draw,
 )
