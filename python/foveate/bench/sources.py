@@ -33,13 +33,13 @@ def _python_text(path: Path) -> str:
     return ast.unparse(tree)
 
 
-_CPP_TOKEN = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/|\s+', re.DOTALL)
+_CPP_TOKEN = re.compile(r'("(?:\\.|[^"\\])*")|(?://[^\n]*|/\*.*?\*/|\s+)+', re.DOTALL)
 
 
 def _cpp_text(path: Path) -> str:
-    """C++ without comments, each run of white space one space."""
+    """C++ without comments, each run of them and of white space one space."""
     text = path.read_text(encoding="utf-8")
-    return _CPP_TOKEN.sub(lambda match: match[1] or " ", text)
+    return _CPP_TOKEN.sub(lambda match: match[1] or " ", text).strip()
 
 
 def _files_of(folder: Path, module: str) -> list[Path]:
