@@ -54,8 +54,14 @@ def as_tensors(**arrays: Any) -> tuple[list[Any], Callable[[Any], Any]]:
     Raises:
         TypeError: a value is none of these, or the kinds are mixed.
     """
-    if all(value is None or isinstance(value, torch.Tensor) for value in arrays.values()):
-        return list(arrays.values()), _same
+    values = list(arrays.values())
+    for value in values:
+        if value is not None and not isinstance(value, torch.Tensor):
+            return _from_arrays(arrays)
+    return values, _same
+
+
+def _from_arrays(arrays: dict[str, Any]) -> tuple[list[Any], Callable[[Any], Any]]:
     kinds: dict[str, str] = {}
     for name, value in arrays.items():
         if value is None or isinstance(value, (bool, int, float, str)):

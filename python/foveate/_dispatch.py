@@ -27,6 +27,8 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 _DEVICE = {"cuda": "cuda", "triton": "cuda", "cpu": "cpu"}
 _AUTO = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}  # device type -> order in which auto tries
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)  # types that no __torch_function__ looks on
+
 OPS: dict[str, list[str]] = {}  # family -> its launchers, in the order of registration
 
 _LIBRARY = torch.library.Library("foveate", "FRAGMENT")
@@ -124,7 +126,12 @@ def refusal(family: str, op: str, backend: str, device: str, *args: Any) -> str 
         return None
     if device != _DEVICE[backend]:
         return f"it runs on {_DEVICE[backend]} tensors, got {device} tensors"
-    module = load_backend(family, backend)
+    return _refusal_of(load_backend(family, backend), family, op, backend, *args)
+
+
+def _refusal_of(
+    module: ModuleType | str, family: str, op: str, backend: str, *args: Any
+) -> str | None:
     if isinstance(module, str):
         return module
     if not hasattr(module, op):
@@ -149,8 +156,9 @@ def select(family: str, op: str, backend: str, device: str, *args: Any) -> str:
     """
     if backend == "auto":
         for name in _AUTO.get(device, ()):
-            if refusal(family, op, name, device, *args) is None:
-                passed_over = getattr(load_backend(family, name), "not_preferred", None)
+            module = load_backend(family, name)
+            if _refusal_of(module, family, op, name, *args) is None:
+                passed_over = getattr(module, "not_preferred", None)
                 if passed_over is None or passed_over(op, *args) is None:
                     return name
         return "reference"
@@ -178,13 +186,15 @@ def register(family: str, schema: str, fake: Callable[..., Any]) -> Callable[...
     name = schema.partition("(")[0]
     writes_out = name.endswith("_out")
     launcher = name.removesuffix("_out")
+    keys = {backend: f"{family}.{backend}" for backend in BACKENDS}
     launchers = OPS.setdefault(family, [])
     if launcher not in launchers:
         launchers.append(launcher)
 
     def implementation(*args: Any, **kwargs: Any) -> Any:
         *rest, backend = args
-        result = getattr(load_backend(family, backend), launcher)(*rest, **kwargs)
+        module = _LOADED.get(keys[backend]) or load_backend(family, backend)
+        result = getattr(module, launcher)(*rest, **kwargs)
         return None if writes_out else result
 
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -195,7 +205,7 @@ def register(family: str, schema: str, fake: Callable[..., Any]) -> Callable[...
     def call(first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if (
             torch.compiler.is_compiling()
-            or type(first) not in (torch.Tensor, torch.nn.Parameter)
+            or type(first) not in _PLAIN
             or torch._C._len_torch_dispatch_stack() > 0
             or torch._C._are_functorch_transforms_active()
         ):

@@ -43,9 +43,9 @@ def joined(runs: Iterable[Record], legs: dict[str, str]) -> list[dict[str, Any]]
     rows: dict[tuple[str, str, str, str], dict[str, Any]] = {}
     for run in found:
         for row in run.rows:
-            key = (row["op"], row["case"], row["dtype"], row["backend"])
-            if row["device"] == "cuda" and (key not in rows or row["verdict"] != "ok"):
-                rows[key] = row
+            same = (row["op"], row["case"], row["dtype"], row["backend"])
+            if row["device"] == "cuda" and (same not in rows or row["verdict"] != "ok"):
+                rows[same] = row
     ceilings = {k: v for run in found for k, v in run.environment["ceilings"].items()}
     return [first | {"ceilings": ceilings, "legs": legs}, *rows.values()]
 

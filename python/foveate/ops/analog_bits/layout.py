@@ -26,6 +26,8 @@ class BitWidths(NamedTuple):
 
 def bit_widths(n_bits: int | Sequence[int]) -> BitWidths:
     """The widths that `n_bits` states: one int in 1..63, or a tuple of them, one per map."""
+    if type(n_bits) is int and 1 <= n_bits <= 63:
+        return BitWidths((n_bits,), True)
     single = not isinstance(n_bits, (tuple, list))
     widths: tuple[Any, ...] = (n_bits,) if single else tuple(n_bits)  # type: ignore[arg-type]
     if not widths:

@@ -77,9 +77,10 @@ def bits_encode(
         if out.dtype != dtype:
             raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
         same_device(x=x, out=out)
-    name = select(_FAMILY, "bits_encode", backend, x.device.type)
+    device = x.device.type
+    name = select(_FAMILY, "bits_encode", backend, device)
     if check is None:
-        check = x.device.type == "cpu"
+        check = device == "cpu"
     high = float(scale)
     args = (
         ids,

@@ -52,15 +52,23 @@ def bits_encode(
 ) -> torch.Tensor:
     outer, inner = split_at(x.shape, dim)
     channels = sum(n_bits)
-    ids = x.reshape(outer, len(n_bits), inner)
+    if x.is_contiguous():
+        ids = x
+        id_strides: tuple[int, ...] = (len(n_bits) * inner, inner, 1)
+    else:
+        ids = x.reshape(outer, len(n_bits), inner)
+        id_strides = ids.stride()
     if out is None:
         out = x.new_empty((*x.shape[:dim], channels, *x.shape[dim + 1 :]), dtype=dtype)
-    rows = _rows(out, outer, channels, inner)
-    target = out.new_empty(outer, channels, inner) if rows is None else rows
+        target, row_stride, channel_stride = out, channels * inner, inner
+    else:
+        rows = _rows(out, outer, channels, inner)
+        target = out.new_empty(outer, channels, inner) if rows is None else rows
+        row_stride, channel_stride, _ = target.stride()
     excess = _cpu.bits_encode(
         ids.data_ptr(),
         DTYPE_CODES[ids.dtype],
-        *ids.stride(),
+        *id_strides,
         int32_table(tuple(n_bits)).buffer_info()[0],
         len(n_bits),
         outer,
@@ -69,14 +77,14 @@ def bits_encode(
         high,
         low,
         DTYPE_CODES[dtype],
-        target.stride(0),
-        target.stride(1),
-        threads_for(target.numel()),
+        row_stride,
+        channel_stride,
+        threads_for(outer * channels * inner),
         target.data_ptr(),
     )
     if check and excess:
         require_in_range(x, n_bits, dim)
-    if rows is None:
+    if target.data_ptr() != out.data_ptr():
         out.copy_(target.view(out.shape))
     return out
 
@@ -91,15 +99,18 @@ def bits_decode(
 ) -> torch.Tensor:
     outer, inner = split_at(bits.shape, dim)
     channels = sum(n_bits)
-    rows = _rows(bits, outer, channels, inner)
-    if rows is None:
-        rows = bits.contiguous().view(outer, channels, inner)
+    if bits.is_contiguous():
+        rows, row_stride, channel_stride = bits, channels * inner, inner
+    else:
+        strided = _rows(bits, outer, channels, inner)
+        rows = bits.contiguous().view(outer, channels, inner) if strided is None else strided
+        row_stride, channel_stride, _ = rows.stride()
     out = bits.new_empty((*bits.shape[:dim], len(n_bits), *bits.shape[dim + 1 :]), dtype=dtype)
     _cpu.bits_decode(
         rows.data_ptr(),
         DTYPE_CODES[rows.dtype],
-        rows.stride(0),
-        rows.stride(1),
+        row_stride,
+        channel_stride,
         int32_table(tuple(n_bits)).buffer_info()[0],
         _int64(tuple(max_value)).buffer_info()[0],
         len(n_bits),
