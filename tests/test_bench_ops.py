@@ -1,4 +1,4 @@
-"""benchmarks/bench_ops.py: generated from the registry, and judged before it is timed."""
+"""benchmarks/bench_ops.py and overhead.py: generated, judged before timed, complete."""
 
 from __future__ import annotations
 
@@ -59,3 +59,19 @@ def test_a_row_and_its_peers_run_on_the_same_tensors(bench_ops):
     call = bench_ops.judged(task, "a row", {})
     for binder in runners.values():
         assert binder(call)().equal(2 * call.args[0])
+
+
+def test_the_overhead_table_has_a_line_for_each_layer(tmp_path):
+    wheel = tmp_path / "foveate.whl"
+    wheel.write_bytes(b"x" * 2048)
+    done = subprocess.run(
+        [sys.executable, "benchmarks/overhead.py", "--rounds", "1", "--wheel", str(wheel)],
+        capture_output=True, text=True, cwd=ROOT, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    assert lines[0] == "| what | floor | of |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| a call"] * 6 + ["| import"] * 2 + [
+        "| wheel"
+    ]
+    assert lines[-1] == "| wheel | 2 KiB | compressed |"
