@@ -63,7 +63,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             return gpu and not {"cuda_only", "full_grid"} & set(item.keywords)
         if cpu_ops:
             return "cpu_op" in item.keywords
-        return not gpu or torch.cuda.is_available()
+        return not gpu or (torch.cuda.is_available() and "emulated" not in item.keywords)
 
     dropped = [item for item in items if not runs(item)]
     if dropped:
