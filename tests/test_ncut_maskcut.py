@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -271,6 +272,18 @@ def test_a_retried_stage_has_the_same_vector_bitwise():
                 if r.status[i] == MaskStatus.OVERLAP:  # the very candidate is accepted
                     assert r.status[i + 1] in (MaskStatus.OK, MaskStatus.COVERED, MaskStatus.SMALL)
     assert found > 0
+
+
+def test_a_search_whose_blocks_lose_rank_stops_at_the_residual_wanted():
+    """Small graphs exhaust their space: columns of a block then depend on those before them."""
+    for seed in range(30):
+        features = scene(8, 10, seed, 0.7)
+        tau = clear_tau(features, 0.2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            r = foveate.maskcut(torch.from_numpy(features), (8, 10), tau=tau, backend="cpu")
+        assert bool(r.converged.all())
+        assert float(r.residual.max()) <= 1e-9
 
 
 def test_stopped_stages_hold_nothing():

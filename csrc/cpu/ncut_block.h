@@ -236,12 +236,11 @@ int orthonormalize_slowly(const Basis& v, std::int64_t count, double* w, double*
       double coefficients[16] = {};
       gram_schmidt(g, w, c, coefficients);
       const double norm = column_norm(g, w, c);
+      // A column that vanishes is a sum of those before it: its row of R is 0, its column is not.
+      for (int p = 0; p < c && attempt == 0; ++p) r[4 * p + c] = coefficients[4 * p + c];
       if (norm > (attempt == 0 ? 1e-12 : 1e-8)) {
         for (std::int64_t i = 0; i < g.n; ++i) w[4 * i + c] /= norm;
-        if (attempt == 0) {
-          for (int p = 0; p < c; ++p) r[4 * p + c] = coefficients[4 * p + c];
-          r[5 * c] = norm;
-        }
+        if (attempt == 0) r[5 * c] = norm;
         ++alive;
         break;
       }
