@@ -335,6 +335,34 @@ def test_numpy_in_numpy_out_and_views_are_read():
     np.testing.assert_array_equal(foveate.ncut(array, backend="cpu").eigenvalues.shape, (1,))
 
 
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_a_backend_that_cannot_run_says_why(backend):
+    image = features(12, 4, 0)
+    for call in (
+        lambda: foveate.ncut(image, backend=backend),
+        lambda: foveate.ncut([image], backend=backend),
+        lambda: foveate.ncut_affinity(affinity(12, 0), backend=backend),
+        lambda: foveate.maskcut(image, (3, 4), backend=backend),
+        lambda: foveate.tokencut(image, (3, 4), backend=backend),
+    ):
+        with pytest.raises(NotImplementedError, match=f"{backend}.*cpu tensors"):
+            call()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_third_value_just_beside_makes_an_affinity_weighted(backend):
+    """Two values to rounding are two values; one more is not rounded away."""
+    w = affinity(80, 5, two_valued=True)
+    exact = foveate.ncut_affinity(w, k=2, backend=backend)
+    w[0, 1] = w[1, 0] = 1.0
+    d = w.sum(1)
+    changed = foveate.ncut_affinity(w, k=2, backend=backend)
+    x = changed.eigenvectors
+    left = x @ w - (1 - changed.eigenvalues).unsqueeze(1) * x * d
+    assert float((left / d.sqrt()).norm(dim=1).max()) <= 1.1e-9
+    assert not torch.equal(changed.eigenvalues, exact.eigenvalues)
+
+
 def test_unchecked_values_are_not_scanned():
     image = features(40, 4, 0)
     image[7, 1] = float("nan")

@@ -259,7 +259,7 @@ def shim_for_module(
         ("ncut_affinity", "two values"),
         ("ncut_affinity", "weighted"),
         ("maskcut", "9 x 8, skip, upsampled"),
-        ("tokencut", "9 x 11, weighted"),
+        ("tokencut", "6 x 11, weighted"),
     ],
 )
 def test_the_launchers_give_the_kernel_what_it_needs(op, case):
