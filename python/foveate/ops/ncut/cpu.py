@@ -195,7 +195,7 @@ def _affinity_matrix(matrix: torch.Tensor, entry: int, check: bool) -> tuple[_Ma
             if check:
                 degrees = low * n + (high - low) * packed.degrees.double()
                 require_degrees(degrees, entry, "affinity")
-            return packed, low / high, high
+            return packed, low / high if high > 0 else 0.0, high
     degrees = torch.empty(n, dtype=torch.float64)
     _cpu.ncut_row_sums(matrix.data_ptr(), double, n, threads, degrees.data_ptr())
     if check:
@@ -292,4 +292,4 @@ def tokencut_fwd(
             matrices.append(_Matrix(image.shape[0], weights, 2, weights.sum(1)))
     pairs, _ = ncut_lanczos(matrices, eps, 1, tol, max_iter)
     grids = [(grid[2 * i], grid[2 * i + 1]) for i, group in enumerate(features) for _ in group]
-    return reference.object_outputs(pairs, grids, features, tol, check)
+    return reference.object_outputs(pairs, grids, features, tol, check, _component)

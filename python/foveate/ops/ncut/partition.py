@@ -189,10 +189,14 @@ class Object(NamedTuple):
     seed: torch.Tensor
 
 
-def tokencut_object(result: NCutResult, grid: tuple[int, int]) -> Object:
+def tokencut_object(
+    result: NCutResult,
+    grid: tuple[int, int],
+    connected: Callable[[torch.Tensor, int, tuple[int, int]], torch.Tensor] = component,
+) -> Object:
     """The side of the mean that holds the seed, and the seed's component of it.
 
-    Source: TokenCut (CVPR 2022), section 3.
+    `connected` is `component`, or a backend's own. Source: TokenCut (CVPR 2022), section 3.
     """
     x = result.eigenvectors[0]
     if bool(result.degenerate):
@@ -201,5 +205,5 @@ def tokencut_object(result: NCutResult, grid: tuple[int, int]) -> Object:
         return Object(nothing, nothing, box, torch.tensor(-1, device=x.device))
     side = x > x.mean()
     seed = largest_entry(x.abs())
-    mask = component(side, seed, grid)
+    mask = connected(side, seed, grid)
     return Object(side, mask, bounding_box(mask, grid), torch.tensor(seed, device=x.device))

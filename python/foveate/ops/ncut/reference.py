@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from foveate.ops.ncut.gradient import ncut_affinity_bwd as ncut_affinity_bwd
 from foveate.ops.ncut.partition import (
     Stages,
+    component,
     maskcut_stages,
     tokencut_object,
     with_sign,
@@ -364,11 +365,12 @@ def object_outputs(
     features: list[torch.Tensor],
     tol: float,
     check: bool,
+    connected: Callable[[torch.Tensor, int, tuple[int, int]], torch.Tensor] = component,
 ) -> tuple[torch.Tensor, ...]:
     """Outputs of tokencut_fwd; warns of what did not converge."""
     results: list[tuple[torch.Tensor, ...]] = []
     for pair, cells in zip(pairs, grids, strict=True):
-        found = tokencut_object(pair, cells)
+        found = tokencut_object(pair, cells, connected)
         results.append(
             (
                 *(found.mask, found.box, found.seed, pair.eigenvectors[0], found.foreground),
