@@ -352,7 +352,7 @@ _TOKENCUT_CASES = Cases(
     {
         "empty": {"b": 0, "n": 6, "c": 3, "grid": (2, 3)},
         "6 x 7": {"b": 2, "n": 42, "c": 6, "grid": (6, 7)},
-        "9 x 11": {"b": 1, "n": 99, "c": 8, "grid": (9, 11)},
+        "9 x 11": {"b": 1, "n": 99, "c": 8, "grid": (9, 11), "emulated": False},
         "6 x 11, weighted": {"b": 1, "n": 66, "c": 8, "grid": (6, 11), "binary": False},
     },
     _draw_object,
