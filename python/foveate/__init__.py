@@ -20,7 +20,12 @@ from foveate.ops.ncut.results import MaskCutResult, MaskStatus, NCutResult, Toke
 from foveate.ops.pairwise_loss.api.info_nce import info_nce_loss
 from foveate.ops.pairwise_loss.api.sigmoid import sigmoid_loss
 from foveate.ops.pairwise_loss.pairs import PairStats
+from foveate.ops.pearson.accumulator import PearsonAccumulator
 from foveate.ops.pearson.api import pearson_matrix
+from foveate.ops.pearson.layers import LayerInfo, LayerSpec
+from foveate.ops.pearson.matching import Matches, TopK, mutual_nearest_neighbors
+from foveate.ops.pearson.paired import paired_correlation
+from foveate.ops.pearson.summary import PearsonSummary
 from foveate.ops.topdown_attention.api.attention import topdown_attention
 from foveate.ops.topdown_attention.api.feedback import feedback, fold_feedback
 from foveate.ops.topdown_attention.api.sdpa import topdown_sdpa
@@ -29,11 +34,17 @@ from foveate.ops.topdown_attention.api.select import prompt_select
 __version__ = "0.1.0"
 
 __all__ = [
+    "LayerInfo",
+    "LayerSpec",
     "MaskCutResult",
     "MaskStatus",
+    "Matches",
     "NCutResult",
     "PairStats",
+    "PearsonAccumulator",
+    "PearsonSummary",
     "TokenCutResult",
+    "TopK",
     "bits_decode",
     "bits_encode",
     "bits_linear_softmax_cross_entropy",
@@ -50,8 +61,10 @@ __all__ = [
     "info_nce_loss",
     "instance_weights",
     "maskcut",
+    "mutual_nearest_neighbors",
     "ncut",
     "ncut_affinity",
+    "paired_correlation",
     "pearson_matrix",
     "prompt_select",
     "sigmoid_loss",
