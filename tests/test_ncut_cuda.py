@@ -34,7 +34,7 @@ def _solve(
     *,
     kind: int = 0,
     eps: float = EPS,
-    tol: float = 1e-9,
+    tol: float = 1e-12,
     max_iter: int = 256,
     blocks: int = 1,
     threads: int = 64,
@@ -66,7 +66,7 @@ def _solve(
 
 
 def _expected(matrices: list[Any], k: int, eps: float = EPS) -> list[NCutResult]:
-    return cpu.ncut_lanczos(matrices, eps, k, 1e-9, 256)[0]
+    return cpu.ncut_lanczos(matrices, eps, k, 1e-12, 256)[0]
 
 
 def _assert_equal(found: NCutResult, entry: int, expected: NCutResult) -> None:
