@@ -18,6 +18,7 @@ _COMMANDS: dict[str, str] = {
     "bench": "foveate.bench.command",
     "doctor": "foveate.doctor",
     "maskcut": "foveate.methods.maskcut_command",
+    "rosetta": "foveate.methods.rosetta_command",
 }
 
 

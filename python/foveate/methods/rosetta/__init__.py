@@ -2,6 +2,7 @@
 
 from foveate.methods.rosetta.driver import rosetta
 from foveate.methods.rosetta.hooks import capture, default_layers
+from foveate.methods.rosetta.plots import plot_sets
 from foveate.methods.rosetta.result import RosettaResult
 from foveate.methods.rosetta.sets import RosettaSet, rosetta_sets, self_clusters
 
@@ -10,6 +11,7 @@ __all__ = [
     "RosettaSet",
     "capture",
     "default_layers",
+    "plot_sets",
     "rosetta",
     "rosetta_sets",
     "self_clusters",

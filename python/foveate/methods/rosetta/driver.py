@@ -115,7 +115,7 @@ def rosetta(
             models, loader, order, specs, generator, preprocess or {}, max_images, device, progress
         )
 
-    with _evaluated(models, device):
+    with evaluated(models, device):
         means = _means(batches(), specs) if mode == "iccv2023" else None
         options: dict[str, Any] = {
             "mode": mode,
@@ -179,9 +179,7 @@ def rosetta(
 
 
 @contextlib.contextmanager
-def _evaluated(
-    models: Mapping[str, nn.Module], device: torch.device | str | None
-) -> Iterator[None]:
+def evaluated(models: Mapping[str, nn.Module], device: torch.device | str | None) -> Iterator[None]:
     """Eval and inference mode; training flags and random states are restored."""
     flags = {module: module.training for model in models.values() for module in model.modules()}
     with torch.random.fork_rng(), torch.inference_mode():
