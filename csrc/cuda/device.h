@@ -43,8 +43,8 @@ FOVEATE_DEVICE void sync_block() { __syncthreads(); }
 FOVEATE_DEVICE void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
   if (gridDim.x > 1) {
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
     return;
   }
 #endif

@@ -22,9 +22,9 @@ struct Shape {
 
 // The smallest cluster whose shared memory holds the bits, doubled while the device has blocks to
 // spare. Weights, and bits that fit into no cluster, are read from global memory at every pass.
-Shape shape_of(int kind, int b, int n, int room, int processors, int most_blocks) {
+Shape shape_of(int kind, int b, int n, int k, int room, int processors, int most_blocks) {
   const auto fits = [&](int blocks) {
-    return kind == 0 && 8 * shared_doubles(n, blocks, true) <= room;
+    return kind == 0 && 8 * shared_doubles(n, k, blocks, true) <= room;
   };
   Shape shape{1, fits(1)};
   while (shape.blocks < most_blocks &&
@@ -46,7 +46,7 @@ cudaError_t launch(const NcutBatch& batch, int images, const Shape& shape, cudaS
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes =
       sizeof(double) *
-      static_cast<std::size_t>(shared_doubles(batch.n, shape.blocks, shape.resident));
+      static_cast<std::size_t>(shared_doubles(batch.n, batch.k, shape.blocks, shape.resident));
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = shape.blocks > 1 ? 1 : 0;
@@ -100,7 +100,7 @@ int ncut_lanczos(const void* operand, int kind, const std::int64_t* tokens, cons
   status = cudaFuncSetAttribute(ncut_lanczos_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 room);
   if (status != cudaSuccess) return static_cast<int>(status);
-  const Shape shape = shape_of(kind, b, n, room, processors, major >= 9 ? kMostBlocks : 1);
+  const Shape shape = shape_of(kind, b, n, k, room, processors, major >= 9 ? kMostBlocks : 1);
   for (int first = 0; first < b; first += kMostImages) {
     const int images = b - first < kMostImages ? b - first : kMostImages;
     status = launch(from(batch, first), images, shape, reinterpret_cast<cudaStream_t>(stream));

@@ -2,7 +2,8 @@
 //
 // A block owns a range of rows and keeps their bits in shared memory where they fit; a thread owns
 // a row of them at a time. Four vectors are [n][4] in global memory. Sums over rows are taken in
-// chunks of kChunk by one warp each, so that no result depends on the number of threads or blocks.
+// chunks of kChunk by one warp each, so that no result depends on the number of threads or blocks;
+// a block sums its own rows, so that one cluster barrier is enough.
 #pragma once
 
 #include "device.h"
@@ -11,7 +12,7 @@
 namespace foveate {
 namespace {
 
-constexpr int kChunk = 512;       // rows of one partial sum
+constexpr int kChunk = 128;       // rows of one partial sum; a block owns whole chunks
 constexpr int kTile = 512;        // tokens whose entries are in shared memory at a time
 constexpr int kDense = 64;        // tokens up to which the whole spectrum is computed
 constexpr int kClasses = 2;       // tokens of equal rows: a, joined to none or all; b, isolated
@@ -60,8 +61,7 @@ struct Memory {
   double* residual;  // [side]
   double* h;         // [side][4] products of the last block with the basis
   double* r;         // [4, 4] triangular factor of the next block
-  double* sums;      // [16 (cap + 1)]
-  double* partial;   // [16 (cap + 1) chunks]
+  double* partial;   // [2, 16 (cap + 1) chunks] sums over chunks, of this reduction and the last
   int* order;        // [side] row of q of each Ritz value
   int* span;         // [2]
   Entry* entries;    // [k + 1]
@@ -97,8 +97,7 @@ FOVEATE_BOTH Memory carve(double* base, int n, int k) {
   m.residual = take(side);
   m.h = take(4 * side);
   m.r = take(16);
-  m.sums = take(16 * blocks);
-  m.partial = take(16 * blocks * chunks);
+  m.partial = take(2 * 16 * blocks * chunks);
   m.order = reinterpret_cast<int*>(take(side));
   m.span = reinterpret_cast<int*>(take(1));
   m.entries = reinterpret_cast<Entry*>(take(4 * (k + 1)));
@@ -128,6 +127,9 @@ struct Image {
   int row0;  // the block's rows
   int row1;
   double* tile;  // [kTile][4] shared
+  double* sums;  // [16 (cap + 1)] shared, of the last reduction
+  int half;      // doubles of half of memory.partial
+  mutable int reductions;
   Memory memory;
 };
 
@@ -144,18 +146,19 @@ struct Larger {
   FOVEATE_DEVICE static double both(double a, double b) { return fmax(a, b); }
 };
 
-// memory.sums[W item + t] = what term(item, i, acc) makes of acc[t], from 0 on, over all rows i:
-// accumulated by lanes, combined in a fixed order. Anyone may have written the rows, and anyone may
-// read the sums until the next reduction.
+// sums[W item + t] = what term(item, i, acc) makes of acc[t], from 0 on, over all rows i:
+// accumulated by lanes, combined in a fixed order. A term reads rows of its own block alone. What
+// any block wrote before is visible to all after it; the sums stand until the next reduction.
 template <int W, typename Combine, typename Term>
 FOVEATE_DEVICE void reduce(const Image& g, int items, Term term) {
   const int chunks = (g.n + kChunk - 1) / kChunk;
+  const int own = (g.row1 - g.row0 + kChunk - 1) / kChunk;
   const int lane = g.thread % 32;
-  const int warps = g.threads / 32;
-  device::sync_cluster();
-  for (int job = g.rank * warps + g.thread / 32; job < items * chunks; job += g.blocks * warps) {
-    const int item = job / chunks;
-    const int first = job % chunks * kChunk;
+  double* partial = g.memory.partial + g.reductions++ % 2 * g.half;
+  device::sync_block();
+  for (int job = g.thread / 32; job < items * own; job += g.threads / 32) {
+    const int item = job / own;
+    const int first = g.row0 + job % own * kChunk;
     const int last = first + kChunk < g.n ? first + kChunk : g.n;
     double acc[W] = {};
     for (int i = first + lane; i < last; i += 32) term(item, i, acc);
@@ -167,18 +170,17 @@ FOVEATE_DEVICE void reduce(const Image& g, int items, Term term) {
     }
     if (lane == 0) {
       FOVEATE_UNROLL
-      for (int t = 0; t < W; ++t) g.memory.partial[W * job + t] = acc[t];
+      for (int t = 0; t < W; ++t) partial[W * (item * chunks + first / kChunk) + t] = acc[t];
     }
   }
   device::sync_cluster();
-  const int all = g.blocks * g.threads;
-  for (int j = g.rank * g.threads + g.thread; j < W * items; j += all) {
-    const double* part = g.memory.partial + j / W * chunks * W + j % W;
+  for (int j = g.thread; j < W * items; j += g.threads) {
+    const double* part = partial + j / W * chunks * W + j % W;
     double sum = part[0];
     for (int c = 1; c < chunks; ++c) sum = Combine::both(sum, part[c * W]);
-    g.memory.sums[j] = sum;
+    g.sums[j] = sum;
   }
-  device::sync_cluster();
+  device::sync_block();
 }
 
 // acc[v] += the row's bits times the tile that begins with word q0.
@@ -218,7 +220,7 @@ FOVEATE_SHARED_CODE void apply(const Image& g, const double* y, double* out) {
       for (int v = 0; v < 4; ++v) acc[v] += scale[i] * y[4 * i + v];
     });
     FOVEATE_UNROLL
-    for (int v = 0; v < 4; ++v) total[v] = g.eps * g.memory.sums[v];
+    for (int v = 0; v < 4; ++v) total[v] = g.eps * g.sums[v];
   } else {
     device::sync_cluster();
   }
@@ -251,7 +253,7 @@ FOVEATE_SHARED_CODE void apply(const Image& g, const double* y, double* out) {
 FOVEATE_SHARED_CODE void restrict_block(const Image& g, double* w) {
   const int* label = g.memory.label;
   const double* trivial = g.memory.trivial;
-  const double* sums = g.memory.sums;
+  const double* sums = g.sums;
   if (g.counts[0] > 1 || g.counts[1] > 1) {
     reduce<4, Add>(g, kClasses, [&](int family, int i, double* acc) {
       if (label[i] == 1 + family) {
@@ -275,7 +277,7 @@ FOVEATE_SHARED_CODE void restrict_block(const Image& g, double* w) {
   });
 }
 
-// w -= V (V^T w) for `blocks` blocks of the basis; V^T w [4 blocks][4] is left in memory.sums.
+// w -= V (V^T w) for `blocks` blocks of the basis; V^T w [4 blocks][4] is left in sums.
 FOVEATE_SHARED_CODE void project(const Image& g, int blocks, double* w) {
   const double* basis = g.memory.basis;
   const int n = g.n;
@@ -287,7 +289,7 @@ FOVEATE_SHARED_CODE void project(const Image& g, int blocks, double* w) {
       for (int c = 0; c < 4; ++c) acc[4 * r + c] += v[r] * w[4 * i + c];
     }
   });
-  const double* part = g.memory.sums;
+  const double* part = g.sums;
   each_row(g, [&](int i) {
     double rest[4];
     for (int c = 0; c < 4; ++c) rest[c] = w[4 * i + c];
@@ -305,16 +307,16 @@ FOVEATE_SHARED_CODE void project(const Image& g, int blocks, double* w) {
 
 FOVEATE_SHARED_CODE double column_norm(const Image& g, const double* w, int c) {
   reduce<1, Add>(g, 1, [&](int, int i, double* acc) { acc[0] += w[4 * i + c] * w[4 * i + c]; });
-  return sqrt(g.memory.sums[0]);
+  return sqrt(g.sums[0]);
 }
 
-// Column c of w less its parts along the columns before it, whose products are left in memory.sums.
+// Column c of w less its parts along the columns before it, whose products are left in sums.
 FOVEATE_SHARED_CODE void project_column(const Image& g, double* w, int c) {
   reduce<4, Add>(g, 1, [&](int, int i, double* acc) {
     for (int p = 0; p < 3; ++p) acc[p] += p < c ? w[4 * i + p] * w[4 * i + c] : 0.0;
   });
   each_row(g, [&](int i) {
-    for (int p = 0; p < c; ++p) w[4 * i + c] -= g.memory.sums[p] * w[4 * i + p];
+    for (int p = 0; p < c; ++p) w[4 * i + c] -= g.sums[p] * w[4 * i + p];
   });
 }
 
@@ -331,7 +333,6 @@ FOVEATE_DEVICE double counter_hash(int index, int column) {
 // A hash vector, orthogonal to everything there is, in column 0 of memory.spare.
 FOVEATE_SHARED_CODE void fresh_direction(const Image& g, int blocks, int number) {
   double* spare = g.memory.spare;
-  device::sync_cluster();
   each_row(g, [&](int i) {
     spare[4 * i] = counter_hash(i, number);
     for (int v = 1; v < 4; ++v) spare[4 * i + v] = 0;
@@ -351,7 +352,6 @@ FOVEATE_SHARED_CODE unsigned orthonormalize(const Image& g, int blocks, double* 
   const bool writes = g.rank == 0 && g.thread == 0;
   unsigned alive = 0;
   bool small = false;
-  device::sync_cluster();
   if (writes) {
     for (int e = 0; e < 16; ++e) r[e] = 0;
   }
@@ -359,7 +359,7 @@ FOVEATE_SHARED_CODE unsigned orthonormalize(const Image& g, int blocks, double* 
     for (int attempt = 0; attempt < 2; ++attempt) {
       for (int round = 0; round < 2 && c > 0; ++round) {
         project_column(g, w, c);
-        for (int p = 0; writes && attempt == 0 && p < c; ++p) r[4 * p + c] += g.memory.sums[p];
+        for (int p = 0; writes && attempt == 0 && p < c; ++p) r[4 * p + c] += g.sums[p];
       }
       const double norm = column_norm(g, w, c);
       if (norm > (attempt == 0 ? 1e-12 : 1e-8)) {

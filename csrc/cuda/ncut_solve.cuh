@@ -46,8 +46,8 @@ FOVEATE_SHARED_CODE void describe(Image& g) {
     acc[0] += m.trivial[i];
     acc[1] += g.kind == 0 && m.place[i] == 0 ? 1 : 0;
   });
-  const double size = sqrt(m.sums[0]);
-  const int joined_of_a = m.sums[1] > 0 ? 0 : n;
+  const double size = sqrt(g.sums[0]);
+  const int joined_of_a = g.sums[1] > 0 ? 0 : n;
   each_row(g, [&](int i) {
     m.trivial[i] = sqrt(m.trivial[i]) / size;
     m.label[i] = 0;
@@ -63,8 +63,8 @@ FOVEATE_SHARED_CODE void describe(Image& g) {
     acc[0] += m.label[i] == 1 ? 1 : 0;
     acc[1] += m.label[i] == 2 ? 1 : 0;
   });
-  g.counts[0] = static_cast<int>(m.sums[0]);
-  g.counts[1] = static_cast<int>(m.sums[1]);
+  g.counts[0] = static_cast<int>(g.sums[0]);
+  g.counts[1] = static_cast<int>(g.sums[1]);
   g.class_mu[0] = 0;
   g.class_mu[1] = (1 - g.eps) / (1 - g.eps + n * g.eps);
   if (leads(g)) {
@@ -194,20 +194,21 @@ FOVEATE_SHARED_CODE void expand(const Image& g, int rank, int m, double* out, in
 }
 
 // Tokens whose side of the mean of x [n] is not certified (Davis and Kahan, 1970).
-FOVEATE_SHARED_CODE int undecided(const Image& g, const double* x, double gap, double r, double next) {
+FOVEATE_SHARED_CODE int undecided(const Image& g, const double* x, double gap, double r,
+                                  double next) {
   const double separation = gap - fmax(next, kFloor);
   if (gap <= kDegenerate || separation <= 0) return g.n;
   reduce<2, Add>(g, 1, [&](int, int i, double* acc) {
     acc[0] += x[i];
     acc[1] += g.memory.scale[i] * g.memory.scale[i];
   });
-  const double mean = g.memory.sums[0] / g.n;
-  const double spread = sqrt(g.memory.sums[1]) / g.n;
+  const double mean = g.sums[0] / g.n;
+  const double spread = sqrt(g.sums[1]) / g.n;
   const double delta = sqrt(2.0) * fmax(r, kFloor) / separation;
   reduce<1, Add>(g, 1, [&](int, int i, double* acc) {
     acc[0] += fabs(x[i] - mean) <= delta * (g.memory.scale[i] + spread) ? 1 : 0;
   });
-  return static_cast<int>(g.memory.sums[0]);
+  return static_cast<int>(g.sums[0]);
 }
 
 // The whole spectrum of a small image: M in the space of the search; the rest is moved below every
@@ -233,7 +234,7 @@ FOVEATE_SHARED_CODE void solve_dense(const Image& g, int room, int k) {
   reduce<1, Add>(g, 1, [&](int, int i, double* acc) {
     for (int j = 0; j < n; ++j) acc[0] += s.t[i * n + j] * s.t[i * n + j];
   });
-  const double below = 2 + sqrt(s.sums[0]);
+  const double below = 2 + sqrt(g.sums[0]);
   each_row(g, [&](int i) {
     for (int j = 0; j < n; ++j) {
       s.a[i * n + j] = (s.t[i * n + j] + s.t[j * n + i]) / 2 -
@@ -292,9 +293,9 @@ FOVEATE_SHARED_CODE int search(const Image& g, int room, int k, double tol, int 
     restrict_block(g, next);
     *m = 4 * blocks;
     project(g, blocks, next);
-    for (int e = self; e < 16 * blocks; e += everyone) s.h[e] = s.sums[e];
+    for (int e = self; e < 16 * blocks; e += everyone) s.h[e] = g.sums[e];
     project(g, blocks, next);
-    for (int e = self; e < 16 * blocks; e += everyone) s.h[e] += s.sums[e];
+    for (int e = self; e < 16 * blocks; e += everyone) s.h[e] += g.sums[e];
     restrict_block(g, next);
     extend(g, *m, k, alive);
     alive = orthonormalize(g, blocks, next, &fresh);
@@ -372,7 +373,7 @@ FOVEATE_SHARED_CODE void collect(const Image& g, int m, int listed) {
       }
     });
     if (g.rank == 0 && g.thread == 0) {
-      for (int v = 0; v < 4 && e + v < listed; ++v) s.entries[e + v].residual = sqrt(s.sums[v]);
+      for (int v = 0; v < 4 && e + v < listed; ++v) s.entries[e + v].residual = sqrt(g.sums[v]);
     }
   }
   device::sync_cluster();
@@ -382,11 +383,11 @@ FOVEATE_SHARED_CODE void collect(const Image& g, int m, int listed) {
 FOVEATE_SHARED_CODE void signed_vector(const Image& g, const double* y, double* x) {
   each_row(g, [&](int i) { x[i] = y[4 * i] * g.memory.scale[i]; });
   reduce<1, Larger>(g, 1, [&](int, int i, double* acc) { acc[0] = fmax(acc[0], fabs(x[i])); });
-  const double least = g.memory.sums[0] - 1e-9 * g.memory.sums[0];
+  const double least = g.sums[0] - 1e-9 * g.sums[0];
   reduce<1, Larger>(g, 1, [&](int, int i, double* acc) {
     acc[0] = fmax(acc[0], fabs(x[i]) >= least ? g.n - i : 0.0);
   });
-  const bool flip = x[g.n - static_cast<int>(g.memory.sums[0])] < 0;
+  const bool flip = x[g.n - static_cast<int>(g.sums[0])] < 0;
   device::sync_cluster();
   each_row(g, [&](int i) { x[i] = flip ? -x[i] : x[i]; });
   for (int i = g.n + g.rank * g.threads + g.thread; i < g.stride; i += g.blocks * g.threads) {
@@ -422,13 +423,16 @@ FOVEATE_SHARED_CODE void report(const Image& g, const NcutBatch& batch, int imag
   }
 }
 
-// The rows of bits that a block keeps in shared memory, of n tokens shared by `blocks` blocks.
-FOVEATE_BOTH int rows_of_block(int n, int blocks) { return (n + blocks - 1) / blocks; }
+// The rows that a block owns of n tokens shared by `blocks` blocks.
+FOVEATE_BOTH int rows_of_block(int n, int blocks) {
+  const int rows = (n + blocks - 1) / blocks;
+  return (rows + kChunk - 1) / kChunk * kChunk;
+}
 
-// Doubles of shared memory: the tile and, where they are resident, the block's bits.
-FOVEATE_BOTH int shared_doubles(int n, int blocks, bool resident) {
+// Doubles of shared memory: the tile, the sums and, where they are resident, the block's bits.
+FOVEATE_BOTH int shared_doubles(int n, int k, int blocks, bool resident) {
   const int words = resident ? (n + 31) / 32 * rows_of_block(n, blocks) : 0;
-  return 4 * kTile + (words + 1) / 2;
+  return 4 * kTile + 16 * (basis_cap(k) + 1) + (words + 1) / 2;
 }
 
 // Solves the image of this cluster.
@@ -447,6 +451,9 @@ FOVEATE_DEVICE void ncut_solve(const NcutBatch& batch, bool resident) {
   g.row0 = g.rank * rows < g.n ? g.rank * rows : g.n;
   g.row1 = g.row0 + rows < g.n ? g.row0 + rows : g.n;
   g.tile = device::shared_memory();
+  g.sums = g.tile + 4 * kTile;
+  const int sums = 16 * (basis_cap(batch.k) + 1);
+  g.half = sums * ((batch.n + kChunk - 1) / kChunk);
   const Memory whole = carve(nullptr, batch.n, batch.k);
   g.memory = carve(batch.scratch + image * whole.size, batch.n, batch.k);
   if (batch.kind == 0) {
@@ -455,7 +462,7 @@ FOVEATE_DEVICE void ncut_solve(const NcutBatch& batch, bool resident) {
               static_cast<std::int64_t>(image) * groups * batch.n;
     g.words_step = batch.n;
     if (resident) {
-      auto* kept = reinterpret_cast<std::uint32_t*>(g.tile + 4 * kTile);
+      auto* kept = reinterpret_cast<std::uint32_t*>(g.sums + sums);
       for (int q = 0; q < (g.n + 31) / 32; ++q) {
         for (int i = g.row0 + g.thread; i < g.row1; i += g.threads) {
           kept[q * rows + i - g.row0] = g.words[static_cast<std::int64_t>(q) * batch.n + i];

@@ -23,7 +23,8 @@ extern "C" const char* ncut_shim(const void* operand, int kind, const std::int64
                                  tol,       max_iter, scratch,     eigenvalues,  eigenvectors,
                                  residual,  gap,      iterations,  converged,    degenerate,
                                  uncertain};
-  const auto shared = static_cast<std::size_t>(foveate::shared_doubles(n, blocks, resident != 0));
+  const auto shared =
+      static_cast<std::size_t>(foveate::shared_doubles(n, k, blocks, resident != 0));
   error.clear();
   for (int image = 0; image < b && error.empty(); ++image) {
     error = foveate::shim::run_cluster(image, blocks, threads, shared,
