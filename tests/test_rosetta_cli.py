@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,3 +67,15 @@ def test_unreadable_images_are_named_or_skipped(folder, capsys):
     assert "broken.png" in capsys.readouterr().err
     assert command(folder, "--skip-bad") == 0
     assert "3 images" in capsys.readouterr().out
+
+
+def test_the_example_finds_units_above_chance(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    script = Path(__file__).parents[1] / "examples" / "rosetta_digits.py"
+    given = [str(script), "--quick", "--json", str(tmp_path / "found.json")]
+    monkeypatch.setattr(sys, "argv", given)
+    runpy.run_path(str(script), run_name="__main__")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert min(found["accuracy"].values()) >= 0.9
+    assert found["sets"] > 5
+    assert found["best"] > found["baseline"] + 0.3
