@@ -7,8 +7,9 @@
 
 #include "cpu/analog_bits.h"
 #include "cpu/ncut.h"
-#include "cpu/pearson.h"
 #include "cpu/pairwise_loss.h"
+#include "cpu/pearson.h"
+#include "cpu/topdown_attention.h"
 #include "wire.h"
 #if defined(_OPENMP)
 #include <omp.h>
@@ -77,6 +78,9 @@ PYBIND11_MODULE(_cpu, m) {
   FOVEATE_DEF(m, bits_q_sample);
   FOVEATE_DEF(m, bits_step);
   FOVEATE_DEF(m, instance_weights);
+  FOVEATE_DEF(m, prompt_select_blocks);
+  FOVEATE_DEF(m, prompt_select_fwd);
+  FOVEATE_DEF(m, prompt_select_bwd);
   FOVEATE_DEF(m, bits_softmax_blocks);
   FOVEATE_DEF(m, bits_softmax_loss);
   FOVEATE_DEF(m, bits_softmax_expectation);

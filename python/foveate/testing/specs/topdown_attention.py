@@ -86,8 +86,8 @@ SPECS = (
     OpSpec(
         name="prompt_select",
         api=foveate.prompt_select,
-        backends=(),
-        dtypes=_FLOATS,
+        backends=("cpu",),
+        dtypes=_FLOATS[:3],
         make_inputs=select_inputs,
         cases=SELECT_CASES,
         bench=(
