@@ -153,6 +153,19 @@ def test_a_sampler_warms_up_and_repeats_short_calls():
     assert clock.now - before == pytest.approx(200e-6)
 
 
+def test_a_long_warm_up_is_the_first_sample_of_what_compiles_nothing():
+    clock = FakeClock()
+    sample = wall_sampler(clock.takes(5.0, 7.0), first_counts=True, clock=clock)
+    assert (clock.now, sample()) == (5.0, 5.0)
+    assert sample() == 7.0
+    clock = FakeClock()
+    slow = wall_sampler(clock.takes(50.0), first_counts=True, clock=clock)
+    samplers = {"": wall_sampler(clock.takes(0.1), clock=clock), "slow": slow}
+    found = interleave(samplers, seconds=2, clock=clock)
+    assert found["slow"].by_round == {-1: 50.0}  # called once in all
+    assert clock.now < 52
+
+
 def test_the_result_is_dropped_after_the_clock_has_stopped():
     events = []
 

@@ -12,7 +12,7 @@ import torch
 
 from foveate._dispatch import missing_runtime
 from foveate.bench import gpu, memory, timing
-from foveate.bench.peers import Peer, bind, differentiated, on_backend, peers_of
+from foveate.bench.peers import REFERENCE, Peer, bind, differentiated, on_backend, peers_of
 from foveate.bench.roofline import Ceilings
 from foveate.bench.timing import Clock, Sampler, Samples
 from foveate.testing import SPECS, Bench, Call, OpSpec, Verdict, evaluate, verdicts
@@ -252,10 +252,13 @@ def measure(
     if device == "cuda":
         sets = _on_cuda(task, call, peers, seconds, reasons)
     else:
+        plain = [peer.bind for peer in peers if peer.name == REFERENCE]
         samplers = _samplers(
             lambda c: bind(on_backend(spec, backend), c),
             peers,
-            lambda of: timing.wall_sampler(of(call), grad=grad, clock=clock),
+            lambda of: timing.wall_sampler(
+                of(call), grad=grad, first_counts=of in plain, clock=clock
+            ),
             reasons,
         )
         sets = {"": timing.interleave(samplers, seconds=seconds, clock=clock)}

@@ -19,6 +19,7 @@ Clock = Callable[[], float]  # seconds
 Sampler = Callable[[], float]  # takes one sample: seconds a call
 
 _SHORTEST = 200e-6  # seconds of a sample: shorter calls are repeated within it
+_LONG = 1.0  # seconds of a warm-up that may count as a sample
 _MOST_ROUNDS = 100
 
 
@@ -56,30 +57,40 @@ def quiet() -> Iterator[None]:
 
 
 def wall_sampler(
-    run: Callable[[], Any], *, grad: bool = False, clock: Clock = time.perf_counter
+    run: Callable[[], Any],
+    *,
+    grad: bool = False,
+    first_counts: bool = False,
+    clock: Clock = time.perf_counter,
 ) -> Sampler:
     """Wall time of `run`, warmed up here. Results live until the clock has stopped.
 
     A large result is fresh memory at each call, as it is for a user: the allocator returns it to
-    the system when it is dropped.
+    the system when it is dropped. With `first_counts`, for a `run` that compiles nothing, a warm-up
+    of more than a second is the first sample: there is no time to call it again for nothing.
     """
-    with torch.set_grad_enabled(grad):
-        run()
-        start = clock()
-        run()
-        once = clock() - start
-    loops = max(1, min(10_000, round(_SHORTEST / once))) if once > 0 else 10_000
+    loops = 0
+    kept: list[float] = []
 
-    def sample() -> float:
+    def timed(repeats: int) -> float:
         with torch.set_grad_enabled(grad):
-            repeat = range(loops)
             start = clock()
-            for _ in repeat:
+            for _ in range(repeats):
                 result = run()
             elapsed = clock() - start
             del result
-        return elapsed / loops
+        return elapsed
 
+    def sample() -> float:
+        return kept.pop() if kept else timed(loops) / loops
+
+    first = timed(1)
+    if first_counts and first > _LONG:
+        kept.append(first)
+        loops = 1
+    else:
+        once = timed(1)
+        loops = max(1, min(10_000, round(_SHORTEST / once))) if once > 0 else 10_000
     return sample
 
 
@@ -108,7 +119,7 @@ def interleave(
     for name, sampler in samplers.items():
         start = clock()
         first[name] = sampler()
-        cost[name] = clock() - start
+        cost[name] = max(clock() - start, first[name])  # a sample may be one taken before
     rounds = max(_rounds(cost[names[0]], share, least), 1)
     turns = {name: min(_rounds(cost[name], share, least), rounds) for name in names}
     turns[names[0]] = rounds
