@@ -423,18 +423,6 @@ FOVEATE_SHARED_CODE void report(const Image& g, const NcutBatch& batch, int imag
   }
 }
 
-// The rows that a block owns of n tokens shared by `blocks` blocks.
-FOVEATE_BOTH int rows_of_block(int n, int blocks) {
-  const int rows = (n + blocks - 1) / blocks;
-  return (rows + kChunk - 1) / kChunk * kChunk;
-}
-
-// Doubles of shared memory: the tile, the sums and, where they are resident, the block's bits.
-FOVEATE_BOTH int shared_doubles(int n, int k, int blocks, bool resident) {
-  const int words = resident ? (n + 31) / 32 * rows_of_block(n, blocks) : 0;
-  return 4 * kTile + 16 * (basis_cap(k) + 1) + (words + 1) / 2;
-}
-
 // Solves the image of this cluster.
 FOVEATE_DEVICE void ncut_solve(const NcutBatch& batch, bool resident) {
   const int image = device::cluster_index();
