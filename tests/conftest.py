@@ -20,6 +20,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.register_profile("nightly", settings.get_profile("ci"), max_examples=10_000)
+settings.register_profile("sanitized", settings.get_profile("ci"), max_examples=25)
 settings.register_profile("emulated", settings.get_profile("ci"), max_examples=4)
 settings.load_profile("ci")
 
