@@ -306,19 +306,6 @@ void expectation_slope(const T* logits, const Rows& rows, int64_t groups, int m,
   }
 }
 
-// Calls f with a null pointer to the floating type that the code names.
-template <typename F>
-void with_float_type(int dtype, F f) {
-  switch (static_cast<DType>(dtype)) {
-    case DType::bf16:
-      return f(static_cast<bf16*>(nullptr));
-    case DType::f16:
-      return f(static_cast<f16*>(nullptr));
-    default:
-      return f(static_cast<float*>(nullptr));
-  }
-}
-
 }  // namespace
 
 int64_t bits_softmax_blocks(int64_t outer, int64_t inner) { return Rows{outer, inner}.blocks(); }

@@ -78,5 +78,18 @@ template <>
   return {static_cast<std::uint16_t>(h | sign)};
 }
 
+// Calls f with a null pointer to the floating type that the code names: bf16, f16, else float.
+template <typename F>
+void with_float_type(int dtype, F f) {
+  switch (static_cast<DType>(dtype)) {
+    case DType::bf16:
+      return f(static_cast<bf16*>(nullptr));
+    case DType::f16:
+      return f(static_cast<f16*>(nullptr));
+    default:
+      return f(static_cast<float*>(nullptr));
+  }
+}
+
 }  // namespace
 }  // namespace foveate

@@ -141,19 +141,6 @@ void backward(const T* x, const double* unit, const double* cosine, const double
   }
 }
 
-// Calls f with a null pointer to the floating type that the code names.
-template <typename F>
-void with_float_type(int dtype, F f) {
-  switch (static_cast<DType>(dtype)) {
-    case DType::bf16:
-      return f(static_cast<bf16*>(nullptr));
-    case DType::f16:
-      return f(static_cast<f16*>(nullptr));
-    default:
-      return f(static_cast<float*>(nullptr));
-  }
-}
-
 }  // namespace
 
 std::int64_t prompt_select_blocks(std::int64_t n) { return (n + kRows - 1) / kRows; }
