@@ -244,7 +244,7 @@ def test_cuda_sources_compile_without_warnings_or_spills(source, arch, tmp_path)
         pytest.skip("no nvcc")
     result = subprocess.run(
         [
-            "nvcc", "-std=c++20", "-O3", f"-arch=sm_{arch}", "-cubin",
+            "nvcc", "-std=c++17", "-O3", f"-arch=sm_{arch}", "-cubin",
             "-Xptxas=--warn-on-spills,--warning-as-error",
             "-Xcompiler=-Wall,-Wextra,-Wshadow,-Wconversion,-Werror",
             "-I", str(source.parents[1]), "-o", str(tmp_path / "out.cubin"), str(source),
