@@ -27,7 +27,7 @@ def shim() -> ctypes.CDLL:
         library = Path(folder) / "shim.so"
         subprocess.run(
             [
-                compiler, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wshadow",
+                compiler, "-std=c++20", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wshadow",
                 "-Wconversion", "-Werror", "-U_FORTIFY_SOURCE", "-DFOVEATE_SHIM",
                 "-I", str(ROOT / "csrc"), "-I", str(ROOT / "tests" / "shim"),
                 *map(str, sorted((ROOT / "tests" / "shim").glob("*.cpp"))), "-o", str(library),
