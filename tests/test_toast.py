@@ -1,96 +1,21 @@
-"""TOAST on timm's ViTs: the published formulation, what trains, checkpoints, folds, maps."""
+"""TOAST on timm's ViTs: the published formulation, what trains, folds, copies."""
 
 from __future__ import annotations
 
 import copy
 import pickle
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 timm = pytest.importorskip("timm")
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402
+from timm.models.vision_transformer import ResPostBlock, VisionTransformer  # noqa: E402
+from toast_models import BACKBONES, images, make, oracle, vit  # noqa: E402
 
-from foveate.methods.toast import (  # noqa: E402
-    load_toast_checkpoint,
-    overlay,
-    plot_maps,
-    pretraining_loss,
-    toast,
-)
+from foveate.methods.toast import pretraining_loss, toast  # noqa: E402
 
-
-def vit(**options):
-    torch.manual_seed(0)
-    settings = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2}
-    model = VisionTransformer(**{**settings, "num_classes": 5, **options}).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def make(method="toast", **options):
-    names = ("td_bias", "num_classes", "lora_r")
-    given = {name: options.pop(name) for name in names if name in options}
-    model = toast(vit(**options), method, generator=torch.Generator().manual_seed(1), **given)
-    with torch.no_grad():
-        for parameter in model.decoders.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-        model.top_down_transform.add_(0.1 * torch.randn_like(model.top_down_transform))
-    return model
-
-
-def images(b=2, h=16, w=16):
-    return torch.randn(b, 3, h, w, generator=torch.Generator().manual_seed(3)).double()
-
-
-def oracle(model, x, td_bias="twice"):
-    """The published formulation: the whole qkv(td), explicit softmax, all tokens, no reuse."""
-
-    def run(signals):
-        y = model.norm_pre(model._pos_embed(model.patch_embed(x)))
-        for i, block in enumerate(model.blocks):
-            attn, t = block.attn, block.norm1(y)
-            b, n, _ = t.shape
-
-            def split(u, attn=attn, b=b, n=n):
-                return u.view(b, n, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-
-            q, k, v = split(attn.qkv(t))
-            if signals is not None:
-                bias = attn.qkv.bias if td_bias == "twice" else None
-                v = v + split(F.linear(signals[i], attn.qkv.weight, bias))[2]
-            q, k = attn.q_norm(q), attn.k_norm(k)
-            p = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
-            o = attn.proj(attn.norm((p @ v).transpose(1, 2).reshape(b, n, -1)))
-            y = y + block.ls1(o)
-            y = y + block.ls2(block.mlp(block.norm2(y)))
-        return model.norm(y)
-
-    first = run(None)
-    cosine = F.normalize(first, dim=-1) @ F.normalize(model.prompt, dim=0)
-    z = (first * cosine.clamp(0, 1).unsqueeze(-1)) @ model.top_down_transform
-    signals = [None] * len(model.blocks)
-    for i in reversed(range(len(model.blocks))):
-        left, right = model.decoders[i].matrices()
-        z = z @ left.T
-        signals[i] = z @ right.T
-    return model.forward_head(run(signals))
-
-
-BACKBONES = {
-    "token": {},
-    "average": {"global_pool": "avg"},
-    "no class token": {"class_token": False, "global_pool": "avg"},
-    "registers and LayerScale": {"reg_tokens": 2, "init_values": 0.5},
-    "qk_norm": {"qk_norm": True, "scale_attn_norm": True},
-    "depth 1": {"depth": 1},
-    "grid 4 x 6": {"img_size": (16, 24)},
-    "pre_norm, no bias": {"pre_norm": True, "qkv_bias": False},
-}
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("method", ["toast", "toast-lite", "end2end"])
@@ -131,14 +56,48 @@ def test_folded_inference_equals_the_chain_of_decoders(name):
     assert not model.train().folded
 
 
-def test_a_stale_fold_is_refused():
-    model = make().fold()
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.decoders[0].linear.lora_B,
+        lambda m: m.decoders[2].linear2.weight,
+        lambda m: m.top_down_transform,
+        lambda m: m.blocks[1].attn.qkv.weight,
+    ],
+)
+def test_a_stale_fold_is_refused(change):
+    model, x = make("toast-lite").fold(), images()
     with torch.no_grad():
-        model.decoders[0].linear.weight.mul_(2)
+        change(model).mul_(2)
+    with pytest.raises(RuntimeError, match=r"fold\(\)"):
+        model(x)
+    with torch.no_grad():
         with pytest.raises(RuntimeError, match=r"fold\(\)"):
-            model(images())
-        model.fold()(images())
+            model(x)
+        got = model.fold()(x)
+        torch.testing.assert_close(got, model.unfold()(x), rtol=1e-11, atol=1e-11)
+
+
+def test_a_move_a_load_and_training_drop_a_fold():
+    model = make().fold()
     assert not model.float().folded
+    model.fold().load_state_dict(model.state_dict())
+    assert not model.folded
+    assert model.fold().eval().folded
+    assert not model.train().folded
+    model.fold()
+    model.decoders[0].linear.weight.data = model.decoders[0].linear.weight.data.clone()
+    model(images().float())
+    assert not model.folded
+
+
+def test_half_weights_are_folded_in_float32():
+    model = make("toast-lite").to(torch.bfloat16).fold()
+    with torch.no_grad():
+        want = model._fold
+        model.float().fold()
+    assert want.dtype == torch.bfloat16
+    assert torch.equal(want, model._fold.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize(
@@ -172,6 +131,23 @@ def test_the_vit_stays_plain_and_shares_its_tensors():
     assert model.blocks[0].attn.qkv.weight is base.blocks[0].attn.qkv.weight
     assert model(images()).shape == (2, 7)
     assert "decoders.2.linear2.weight" in model.state_dict()
+    assert base.head.out_features == 5
+    assert model.train().blocks[0] is not base.blocks[0]
+    assert not any(module.training for module in base.modules())
+
+
+def test_a_seeded_generator_fixes_the_start():
+    one, two = (
+        toast(vit(), "toast-lite", generator=torch.Generator().manual_seed(7)) for _ in "ab"
+    )
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert one.decoders[0].linear.lora_A.abs().max() <= 24**-0.5
+    assert one.decoders[0].linear.lora_A.any()
+    assert not one.decoders[0].linear.lora_B.any()
+    assert torch.equal(one.top_down_transform, torch.eye(24).double())
+    assert 0.01 < one.decoders[1].linear2.weight.std() < 0.03
+    assert 0.5 < one.prompt.std() < 1.5
 
 
 def test_copies_and_pickles_give_the_same_logits():
@@ -180,6 +156,98 @@ def test_copies_and_pickles_give_the_same_logits():
     for other in (copy.deepcopy(model.fold()), pickle.loads(pickle.dumps(model))):
         assert not other.folded
         torch.testing.assert_close(other(images()), want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"drop_path_rate": 0.5}, {"proj_drop_rate": 0.3}, {"pos_drop_rate": 0.3}, {}]
+)
+def test_reuse_leaves_the_draws_of_the_published_order(options):
+    model, x = make(**options).train(), images(4)
+    torch.manual_seed(5)
+    want = oracle(model, x)
+    torch.manual_seed(5)
+    torch.testing.assert_close(model(x), want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["toast", "end2end"])
+@pytest.mark.parametrize("name", ["token", "qk_norm", "depth 1"])
+def test_block_0_projects_once_and_the_last_block_asks_once(name, method, monkeypatch):
+    model, x = make(method, **BACKBONES[name]), images()
+    calls, rows = [], []
+    model.blocks[0].norm1.register_forward_hook(lambda *_: calls.append(1))
+    model.blocks[-1].mlp.register_forward_hook(lambda _m, _i, out: rows.append(out.shape[1]))
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def outcome():
+        calls.clear(), rows.clear()
+        logits = model(x)
+        return [logits, *torch.autograd.grad(logits.square().sum(), trained, allow_unused=True)]
+
+    got = outcome()
+    assert (len(calls), rows) == (1, [17, 1])
+    monkeypatch.setattr(type(model), "_shares_block_0", lambda _: False)
+    monkeypatch.setattr(type(model), "_queries", lambda *_: None)
+    want = outcome()
+    assert (len(calls), rows) == (2, [17, 17])
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
+
+
+def test_every_token_of_the_last_block_is_made_where_it_is_asked_for():
+    model, x = make(), images()
+    everything = torch.ones(17, 17, dtype=torch.bool)
+    want = model.forward_head(model.forward_features(x))
+    for got in (
+        model(x),
+        model(x, attn_mask=everything),
+        model(x, return_aux=True, var_loss=True).logits,
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(model(x, is_causal=True), want)
+
+
+def test_a_mask_reaches_both_passes():
+    model, x = make(), images()
+    mask = torch.rand(17, 17, generator=torch.Generator().manual_seed(0)) < 0.7
+    mask.fill_diagonal_(True)
+    first = model.first_pass(x, attn_mask=mask)
+    out = model(x, attn_mask=mask, return_aux=True)
+    torch.testing.assert_close(out.first_pass, first, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(first, model.first_pass(x))
+    bias = torch.zeros(17, 17).masked_fill(~mask, -torch.inf)
+    torch.testing.assert_close(model(x, attn_mask=bias), out.logits, rtol=1e-10, atol=1e-10)
+
+
+def test_one_process_of_ddp_gives_the_same_gradients():
+    model, x = make(), images()
+    model(x).sum().backward()
+    want = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        ddp = torch.nn.parallel.DistributedDataParallel(model)
+        ddp(x).sum().backward()
+        with pytest.raises(TypeError, match=r"pass \.module"):
+            toast(ddp)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert set(want) == {n for n, p in model.named_parameters() if p.requires_grad}
+    for name, gradient in want.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient)
+
+
+def test_the_product_by_a_frozen_identity_is_skipped_until_it_changes():
+    model = toast(vit())
+    tokens = model.first_pass(images())
+    assert model._transform() is None
+    z, mask = model.select(tokens)
+    assert torch.equal(z, mask * tokens)
+    with torch.no_grad():
+        model.top_down_transform[0, 1] = 0.5
+    assert model._transform() is model.top_down_transform
+    torch.testing.assert_close(model.select(tokens)[0], (mask * tokens) @ model.top_down_transform)
+    assert toast(vit(), train_transform=True)._transform() is not None
 
 
 def test_checkpointing_and_seeded_drop_path_do_not_change_the_result():
@@ -203,6 +271,19 @@ def test_intermediates_are_the_blocks_of_pass_2():
     assert [tuple(m.shape) for m in maps] == [(2, 24, 4, 4)] * 3
     torch.testing.assert_close(maps[-1].flatten(2).mT, final[:, 2:])
     assert len(model.get_intermediate_layers(x, 2)) == 2
+    ran = []
+    model.blocks[2].register_forward_pre_hook(lambda *_: ran.append(2))
+    model.blocks[2].mlp.register_forward_hook(lambda *_: ran.append(2))
+    last, (first,) = model.forward_intermediates(
+        x, [0], stop_early=True, output_fmt="NLC", return_prefix_tokens=True
+    )
+    assert ran == [2]  # in pass 1 alone
+    torch.testing.assert_close(last[:, 2:], model.norm(torch.cat(first[::-1], 1))[:, 2:])
+    named = model.forward_intermediates(x, [1], output_dict=True, return_prefix_tokens=True)
+    assert set(named) == {"image_intermediates", "image_intermediates_prefix", "image_features"}
+    torch.testing.assert_close(named["image_features"], final)
+    with pytest.raises(ValueError, match="output_fmt must be one of 'NCHW', 'NLC'"):
+        model.forward_intermediates(x, output_fmt="NHWC")
 
 
 def test_var_loss_teaches_only_linear():
@@ -218,121 +299,14 @@ def test_var_loss_teaches_only_linear():
     torch.testing.assert_close(pretraining_loss(out, target), both / 2 + 0.1 * out.var_loss)
 
 
-@pytest.mark.parametrize("layout", ["flat", "released", "trained"])
-@pytest.mark.parametrize("wrapped", ["", "module."])
-def test_every_layout_loads(tmp_path, layout, wrapped):
-    model, source = make(), make(embed_dim=24)
-    state = {k: v + 0.5 for k, v in source.state_dict().items() if k != "top_down_transform"}
-    if layout == "trained":
-        state = {
-            (k.replace("head.", "head.last_layer.") if k.startswith("head.") else f"enc.{k}"): v
-            for k, v in state.items()
-        }
-    state = {wrapped + k: v for k, v in state.items()}
-    key = {"flat": None, "released": "model", "trained": "model_state_dict"}[layout]
-    torch.save(state if key is None else {key: state}, tmp_path / "toast.pth")
-    report = load_toast_checkpoint(model.fold(), tmp_path / "toast.pth")
-    assert report == (layout, ("top_down_transform",), (), False)
-    assert not model.folded
-    torch.testing.assert_close(model.prompt, source.prompt + 0.5)
-    torch.testing.assert_close(model.head.weight, source.head.weight + 0.5)
-    assert torch.equal(model.top_down_transform, torch.eye(24).double())
-
-
-@pytest.mark.parametrize("merged", [None, True, False])
-def test_a_merged_base_matrix_is_unmerged_once(merged):
-    source = make("toast-lite")
-    state = dict(source.state_dict())
-    for name, layer in source.named_modules():
-        if hasattr(layer, "lora_A") and merged is not False:
-            state[f"{name}.weight"] = layer.matrix()
-    for mode in (True, False):
-        model = make("toast-lite").train(mode)
-        file = {"model_state_dict": {f"enc.{k}": v for k, v in state.items() if "head" not in k}}
-        report = load_toast_checkpoint(model, file, lora_merged=merged)
-        assert report.lora_unmerged == (merged is not False)
-        model.eval().train().eval()
-        for got, want in zip(model.decoders, source.decoders, strict=True):
-            torch.testing.assert_close(got.matrices(), want.matrices())
-            torch.testing.assert_close(got.linear.weight, want.linear.weight)
-
-
-def test_a_file_that_does_not_fit_changes_nothing():
-    model = make()
-    before = copy.deepcopy(model.state_dict())
-    good = {k: v + 1 for k, v in model.state_dict().items()}
-    plain = {k: v for k, v in good.items() if not k.startswith("decoders.")}
-    deep = {k: v + 1 for k, v in make(depth=4).state_dict().items()}
-    wide = {k: v + 1 for k, v in make(embed_dim=48).state_dict().items()}
-    conv = {k: v[..., None, None] if "decoders" in k else v for k, v in good.items()}
-    less = {k: v for k, v in good.items() if k != "prompt"}
-    for state, match in (
-        (plain, "bottom-up"),
-        (deep, "4 decoders, the model 3"),
-        (wide, "size"),
-        (conv, "ConvNeXt"),
-        (dict(make("toast-lite").state_dict()), 'method="toast-lite"'),
-        (less, "missing keys.*prompt"),
-        ({**good, "more": torch.ones(1)}, "unknown keys.*more"),
-        ({"model_state_dict": {"head.projection.0.weight": torch.ones(1)}}, "MLP heads"),
-    ):
-        with pytest.raises(RuntimeError, match=match):
-            load_toast_checkpoint(model, state)
-        for key, value in model.state_dict().items():
-            assert torch.equal(value, before[key])
-    report = load_toast_checkpoint(model, {**less, "more": torch.ones(1)}, strict=False)
-    assert report == ("flat", ("prompt",), ("more",), False)
-
-
-def test_a_file_with_objects_is_refused(tmp_path):
-    torch.save({"model": vit()}, tmp_path / "objects.pth")
-    with pytest.raises(RuntimeError, match="weights_only=False"):
-        load_toast_checkpoint(make(), tmp_path / "objects.pth")
-
-
-@pytest.mark.parametrize("options", [{}, {"class_token": False, "global_pool": "avg"}])
-def test_maps_are_the_softmax_rows_of_the_last_block(options):
-    model, x = make(**options), images(h=16)
-    maps = model.maps(x)
-    kept = {}
-    block = model.blocks[-1]
-    handle = block.norm1.register_forward_hook(
-        lambda _m, _i, out: kept.setdefault("runs", []).append(out)
-    )
-    with torch.no_grad():
-        tokens = model.forward_features(x)
-    handle.remove()
-    p = model.num_prefix_tokens
-    for got, y in zip((maps.attention_first, maps.attention), kept["runs"], strict=True):
-        q, k, _ = block.attn.qkv(y).view(2, -1, 3, 2, 12).permute(2, 0, 3, 1, 4)
-        rows = (q @ k.mT * 12**-0.5).softmax(-1)
-        want = rows[:, :, 0, p:] if p else rows.mean(2)
-        torch.testing.assert_close(got.double().flatten(2), want, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(maps.feature_norm.flatten(1), tokens[:, p:].norm(dim=-1))
-    assert maps.selection.shape == (2, 4, 4)
-
-
-def test_overlay_follows_its_formula():
-    image = np.full((4, 6, 3), 0.5)
-    heat = np.array([[0.0, 1.0], [1.0, 1.0]])
-    got = overlay(image, heat, alpha=0.5)
-    assert got.dtype == np.uint8
-    assert got[0, 0].tolist() == [128, 128, 128]
-    assert got[0, 3].tolist() == [191, 64, 64]
-    flat = np.full((2, 2, 3), 7, np.uint8)
-    assert np.array_equal(overlay(flat, torch.ones(1, 2)), flat)
-
-
-def test_the_figure_has_content(tmp_path):
-    model = make()
-    figure = plot_maps(images(), model.maps(images()), path=tmp_path / "maps.png")
-    assert len(figure.axes) == 10
-    assert all(np.ptp(np.asarray(axis.images[0].get_array())) > 0 for axis in figure.axes)
-    assert (tmp_path / "maps.png").stat().st_size > 5000
-
-
 class _Subclass(VisionTransformer):
     pass
+
+
+def _gated():
+    model = vit()
+    model.blocks[1].attn.gate = torch.nn.Linear(24, 24)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -347,6 +321,13 @@ class _Subclass(VisionTransformer):
         (lambda: toast(vit(), "fast"), ValueError, "method must be one of 'toast'"),
         (lambda: toast(vit(), td_bias="no"), ValueError, "td_bias"),
         (lambda: toast(vit(), lora_r=0), ValueError, "lora_r"),
+        (lambda: toast(vit(), lora_r=1.5), TypeError, "lora_r"),
+        (lambda: toast(vit(), lora_alpha="1"), TypeError, "lora_alpha"),
+        (lambda: toast(vit(), num_classes=-1), ValueError, "num_classes"),
+        (lambda: toast(vit(), train_transform=1), ValueError, "train_transform"),
+        (lambda: toast(vit(), backend="gpu"), ValueError, "backend"),
+        (lambda: toast(vit(block_fn=ResPostBlock)), TypeError, "got ResPostBlock"),
+        (lambda: toast(_gated()), TypeError, "gate"),
         (lambda: toast(vit(attn_layer="diff", embed_dim=32)), TypeError, "DiffAttention"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,24 +22,26 @@ class LoadReport(NamedTuple):
     lora_unmerged: bool
 
 
-def _strip(name: str, prefix: str) -> str:
-    return name.removeprefix(prefix)
-
-
 def _flat(file: Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]:
+    """The layout, and the tensors by the model's names."""
     layout, state = "flat", file
     for key, found in (("model_state_dict", "trained"), ("model", "released")):
         if isinstance(file.get(key), Mapping):
             layout, state = found, file[key]
             break
     flat = {}
-    for name, value in state.items():
-        name = _strip(_strip(name, "module."), "enc.") if layout == "trained" else name
-        name = _strip(name, "module.")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise RuntimeError(
+                f"the checkpoint must map names to tensors, got {type(value).__name__} at {key!r}"
+            )
+        name = key.removeprefix("module.")
         if layout == "trained":
+            name = name.removeprefix("enc.").removeprefix("module.")
             if name.startswith("head.projection."):
-                raise RuntimeError(f"{name}: MLP heads (head.projection.*) are not supported")
-            name = name.replace("head.last_layer.", "head.")
+                raise RuntimeError(f"{key}: MLP heads (head.projection.*) are not supported")
+            if name.startswith("head.last_layer."):
+                name = "head." + name.removeprefix("head.last_layer.")
         flat[name] = value
     return layout, flat
 
@@ -49,7 +52,7 @@ def _require_fit(model: ToastViT, state: dict[str, torch.Tensor]) -> None:
         raise RuntimeError("the checkpoint has no bottom-up feedback: no key decoders.*")
     if any(state[name].ndim == 4 for name in decoders):
         raise RuntimeError("the decoders are 4-D: checkpoints of ConvNeXt are not supported")
-    depth = 1 + max(int(name.split(".")[1]) for name in decoders)
+    depth = len({name.split(".")[1] for name in decoders})
     if depth != len(model.decoders):
         raise RuntimeError(f"the checkpoint has {depth} decoders, the model {len(model.decoders)}")
     has_lora = any(isinstance(m, LoraLinear) for m in model.decoders.modules())
@@ -60,6 +63,18 @@ def _require_fit(model: ToastViT, state: dict[str, torch.Tensor]) -> None:
             raise RuntimeError(
                 f"{name} must have size {tuple(value.shape)}, got {tuple(state[name].shape)}"
             )
+
+
+def _read(path: str | os.PathLike[str], weights_only: bool) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        if not weights_only:
+            raise
+        raise RuntimeError(
+            f"the file holds more than tensors: pass weights_only=False, only for files you trust "
+            f"({str(error).splitlines()[0]})"
+        ) from error
 
 
 def load_toast_checkpoint(
@@ -89,19 +104,17 @@ def load_toast_checkpoint(
         The layout, missing and ignored keys, and whether factors were subtracted.
 
     Raises:
-        RuntimeError: the file does not fit the model; the keys or sizes are named.
+        TypeError: model is not a ToastViT.
+        RuntimeError: the file does not fit the model; the keys or sizes are named. Or it holds
+            other objects than tensors.
     """
+    if not isinstance(model, ToastViT):
+        raise TypeError(f"model must be a ToastViT, got {type(model).__name__}")
     file: Any = path_or_dict
+    if not isinstance(path_or_dict, Mapping):
+        file = _read(path_or_dict, weights_only)
     if not isinstance(file, Mapping):
-        try:
-            file = torch.load(file, map_location="cpu", weights_only=weights_only)
-        except Exception as error:
-            if weights_only and type(error).__name__ == "UnpicklingError":
-                raise RuntimeError(
-                    "the file holds pickled objects; pass weights_only=False, only for files you "
-                    "trust"
-                ) from error
-            raise
+        raise RuntimeError(f"the checkpoint must hold a dict, got {type(file).__name__}")
     layout, state = _flat(file)
     _require_fit(model, state)
     own = model.state_dict()

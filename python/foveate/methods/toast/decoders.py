@@ -24,9 +24,13 @@ class LoraLinear(nn.Linear):
         low = F.linear(F.linear(x, self.lora_A), self.lora_B)
         return F.linear(x, self.weight) + self.lora_scale * low
 
-    def matrix(self) -> torch.Tensor:
-        """W + scale B A, `[c, c]`."""
-        return self.weight + self.lora_scale * (self.lora_B @ self.lora_A)
+
+def matrix(layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+    """W, or W + scale B A, `[c, c]`, computed in `dtype`."""
+    weight = layer.weight.to(dtype)
+    if not isinstance(layer, LoraLinear):
+        return weight
+    return weight + layer.lora_scale * (layer.lora_B.to(dtype) @ layer.lora_A.to(dtype))
 
 
 class Decoder(nn.Module):
@@ -57,11 +61,3 @@ class Decoder(nn.Module):
 
         self.linear = make()
         self.linear2 = make()
-
-    def matrices(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(L_i, R_i), the products of rank r included."""
-        left, right = (
-            layer.matrix() if isinstance(layer, LoraLinear) else layer.weight
-            for layer in (self.linear, self.linear2)
-        )
-        return left, right

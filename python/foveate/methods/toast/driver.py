@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple, cast
 
 import torch
-from timm.layers import Attention
 from timm.models._features import feature_take_indices
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from foveate._checks import integer, one_of
-from foveate.methods.toast.blocks import attention_rows, run_block, value_rows
-from foveate.methods.toast.decoders import Decoder, LoraLinear
+from foveate._checks import one_of
+from foveate.methods.toast.blocks import (
+    Options,
+    Projected,
+    attention_rows,
+    project,
+    run_block,
+    signal_bias,
+    value_rows,
+)
+from foveate.methods.toast.decoders import Decoder, LoraLinear, matrix
+from foveate.methods.toast.results import ToastMaps, ToastOutput
 from foveate.ops.topdown_attention.api.feedback import feedback, fold_feedback
 from foveate.ops.topdown_attention.api.select import prompt_select
 
-METHODS = ("toast", "toast-lite", "end2end", "frozen")
+_AFTER_PASS_1 = ("decoders.", "prompt", "top_down_transform", "head.", "fc_norm.", "attn_pool.")
 
 
-class ToastOutput(NamedTuple):
-    """What `ToastViT.forward(return_aux=True)` gives."""
+class _Signals(NamedTuple):
+    """What pass 2 adds to its values."""
 
-    logits: torch.Tensor
-    mask: torch.Tensor  # [b, n, 1]
+    mask: torch.Tensor  # [b, n, 1], what the prompt selected
     td: tuple[torch.Tensor, ...] | None  # L x [b, n, c]; None when folded
-    first_pass: torch.Tensor  # [b, n, c]
-    first_logits: torch.Tensor
-    var_loss: torch.Tensor | None
+    v_td: Callable[[int], torch.Tensor] | None  # block -> [b, n, a] when folded, bias included
 
 
-class ToastMaps(NamedTuple):
-    """What the two passes look at, on the patch grid [gh, gw]."""
+class _Run(NamedTuple):
+    """What the two passes left."""
 
-    selection: torch.Tensor  # [b, gh, gw]
-    attention_first: torch.Tensor  # [b, h, gh, gw]
-    attention: torch.Tensor  # [b, h, gh, gw]
-    feature_norm: torch.Tensor  # [b, gh, gw]
+    first: torch.Tensor  # [b, n, c] tokens of pass 1 after the final norm
+    first_kept: dict[int, torch.Tensor]  # states of pass 1 that were asked for
+    signals: _Signals
+    last: torch.Tensor  # [b, queries or n, c] of pass 2, before the final norm
+    kept: dict[int, torch.Tensor]  # states of pass 2 that were asked for
 
 
 class ToastViT(VisionTransformer):  # type: ignore[misc]
@@ -73,15 +79,21 @@ class ToastViT(VisionTransformer):  # type: ignore[misc]
         return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
 
     def fold(self) -> ToastViT:
-        """Store W_v R_i L_i .. L_{L-1} T^T of every block, used without gradients; gives self."""
+        """Store W_v R_i L_i .. L_{L-1} T^T of every block, used without gradients; gives self.
+
+        Training, `load_state_dict` and moves drop it; after any other change of a weight the next
+        forward call raises a RuntimeError.
+        """
         with torch.no_grad():
-            left, right = zip(*(d.matrices() for d in self._decoders), strict=True)
-            self._fold = fold_feedback(
-                [value_rows(block) for block in self.blocks],
-                list(left),
-                list(right),
-                self.top_down_transform,
+            dtype = self.top_down_transform.dtype
+            work = torch.promote_types(dtype, torch.float32)
+            folded = fold_feedback(
+                [value_rows(block).to(work) for block in self.blocks],
+                [matrix(d.linear, work) for d in self._decoders],
+                [matrix(d.linear2, work) for d in self._decoders],
+                self.top_down_transform.to(work),
             )
+            self._fold = folded.to(dtype)
         self._fold_key = self._fold_sources()
         return self
 
@@ -104,32 +116,52 @@ class ToastViT(VisionTransformer):  # type: ignore[misc]
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self.unfold()
+        self._identity_key = None
         return super()._apply(*args, **kwargs)
 
     def _usable_fold(self) -> torch.Tensor | None:
-        if self._fold is None or torch.is_grad_enabled():
+        if self._fold is None:
             return None
-        key = self._fold_sources()
-        if [p for p, _ in key] != [p for p, _ in self._fold_key]:
-            self.unfold()
-        elif key != self._fold_key:
-            raise RuntimeError("a weight changed after fold(); call fold() again, or unfold()")
-        return self._fold
+        if not torch.compiler.is_compiling():
+            key = self._fold_sources()
+            if [p for p, _ in key] != [p for p, _ in self._fold_key]:
+                self.unfold()
+            elif key != self._fold_key:
+                raise RuntimeError("a weight changed after fold(); call fold() again, or unfold()")
+        return None if torch.is_grad_enabled() else self._fold
 
-    def _first_is_constant(self, x: torch.Tensor) -> bool:
-        ignored = ("decoders.", "prompt", "top_down_transform", "head.", "fc_norm.", "attn_pool.")
-        return not x.requires_grad and not any(
-            p.requires_grad for name, p in self.named_parameters() if not name.startswith(ignored)
+    def _first_is_constant(self, x: torch.Tensor, attn_mask: torch.Tensor | None) -> bool:
+        if x.requires_grad or (attn_mask is not None and attn_mask.requires_grad):
+            return False
+        return not any(
+            parameter.requires_grad
+            for name, parameter in self.named_parameters()
+            if not name.startswith(_AFTER_PASS_1)
         )
 
     def _drops(self) -> bool:
-        """Whether a dropout whose draws depend on the number of tokens is live."""
-        if not self.training:
-            return False
+        """Whether a dropout is live whose draws depend on the number of tokens or of calls."""
         modules = [self.pos_drop]
         for block in self.blocks:
             modules += [block.attn.proj_drop, *block.mlp.modules()]
-        return any(isinstance(m, nn.Dropout) and m.p > 0 for m in modules)
+        return any(
+            isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in modules
+        )
+
+    def _shares_block_0(self) -> bool:
+        """Whether block 0 may attend with what pass 1 projected: the same input, nothing drawn,
+        and no wish to keep less and compute twice."""
+        checkpointed = self.grad_checkpointing and torch.is_grad_enabled()
+        draws = self.blocks[0].training and getattr(self.blocks[0].drop_path1, "drop_prob", 0) > 0
+        return not (checkpointed or draws or self._drops())
+
+    def _queries(self, attn_mask: torch.Tensor | None, is_causal: bool) -> int | None:
+        """1 if the class token's logits are all that is wanted of the last block."""
+        pooled = self.global_pool == "token" and self.attn_pool is None
+        return 1 if pooled and attn_mask is None and not is_causal and not self._drops() else None
+
+    def _options(self, attn_mask: torch.Tensor | None, is_causal: bool) -> Options:
+        return Options(attn_mask, is_causal, self.td_bias, self.toast_backend)
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
         x = self.patch_drop(self._pos_embed(self.patch_embed(x)))
@@ -138,37 +170,54 @@ class ToastViT(VisionTransformer):  # type: ignore[misc]
     def _blocks(
         self,
         x: torch.Tensor,
-        td: tuple[torch.Tensor, ...] | None,
-        v_td: Callable[[int], torch.Tensor] | None,
-        attn_mask: torch.Tensor | None,
-        is_causal: bool,
-        last_queries: int | None = None,
-    ) -> list[torch.Tensor]:
-        """The input of block 0 and the output of every block."""
-        states = [x]
-        for i, block in enumerate(self.blocks):
-            queries = last_queries if i == len(self.blocks) - 1 else None
-            signal = None if td is None else td[i]
-            values = None if v_td is None else v_td(i)
-            options = (values, attn_mask, is_causal, self.td_bias, queries, self.toast_backend)
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(run_block, block, x, signal, *options, use_reentrant=False)
-            else:
-                x = run_block(block, x, signal, *options)
-            states.append(x)
-        return states
+        signals: _Signals | None,
+        projected: Projected | None,
+        options: Options,
+        *,
+        keep: Container[int],
+        queries: int | None = None,
+        stop: int | None = None,
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """The last state, and those of `keep`: 0 is the input, i + 1 the output of block i.
+
+        `queries` is how many tokens the last block asks for; `stop` how many blocks run.
+        """
+        kept = {0: x} if 0 in keep else {}
+        recompute = self.grad_checkpointing and torch.is_grad_enabled()
+        td, v_td = (None, None) if signals is None else (signals.td, signals.v_td)
+        for i, block in enumerate(list(self.blocks)[:stop]):
+            arguments = (
+                block,
+                x,
+                None if td is None else td[i],
+                None if v_td is None else v_td(i),
+                projected if i == 0 else None,
+                queries if i == len(self.blocks) - 1 else None,
+                options,
+            )
+            x = (
+                checkpoint(run_block, *arguments, use_reentrant=False)
+                if recompute
+                else run_block(*arguments)
+            )
+            if i + 1 in keep:
+                kept[i + 1] = x
+        return x, kept
 
     def first_pass(
         self, x: torch.Tensor, *, attn_mask: torch.Tensor | None = None, is_causal: bool = False
     ) -> torch.Tensor:
         """Tokens `[b, n, c]` of the plain ViT after the final norm; no graph if it is frozen."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._first_is_constant(x)):
-            tokens = self._blocks(self._embed(x), None, None, attn_mask, is_causal)[-1]
+        constant = self._first_is_constant(x, attn_mask)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
+            options = self._options(attn_mask, is_causal)
+            tokens, _ = self._blocks(self._embed(x), None, None, options, keep=())
             return self.norm(tokens)  # type: ignore[no-any-return]
 
     def _transform(self) -> torch.Tensor | None:
+        """T, or None where the product by it may be skipped: it is frozen and the identity."""
         t = self.top_down_transform
-        if t.requires_grad:
+        if t.requires_grad or torch.compiler.is_compiling():
             return t
         key = (t.data_ptr(), t._version)
         if self._identity_key is None or self._identity_key[:2] != key:
@@ -198,34 +247,46 @@ class ToastViT(VisionTransformer):  # type: ignore[misc]
             found.append(decoder.linear2(z))
         return tuple(found[::-1])
 
-    def _second(
-        self, x: torch.Tensor, mask: torch.Tensor | None, causal: bool, queries: int | None
-    ) -> tuple[list[torch.Tensor], torch.Tensor, tuple[torch.Tensor, ...] | None, torch.Tensor]:
-        """(states of pass 2, selection mask, td, tokens of pass 1)."""
-        constant = self._first_is_constant(x)
-        first = self.first_pass(x, attn_mask=mask, is_causal=causal)
+    def _signals(self, first: torch.Tensor) -> _Signals:
         fold = self._usable_fold()
         if fold is None:
-            z, selection = self.select(first)
-            td: tuple[torch.Tensor, ...] | None = self.feedback(z)
-            v_td = None
-        else:
-            selected, selection = prompt_select(
-                first, self.prompt, return_mask=True, backend=self.toast_backend
-            )
-            td = None
-            rows = selected.to(fold.dtype)
+            z, mask = self.select(first)
+            return _Signals(mask, self.feedback(z), None)
+        selected, mask = prompt_select(
+            first, self.prompt, return_mask=True, backend=self.toast_backend
+        )
 
-            def v_td(i: int) -> torch.Tensor:
-                return F.linear(rows, fold[i])
+        def v_td(i: int) -> torch.Tensor:
+            return F.linear(selected, fold[i], signal_bias(self.blocks[i], self.td_bias))
 
+        return _Signals(mask, None, v_td)
+
+    def _run(
+        self,
+        x: torch.Tensor,
+        attn_mask: torch.Tensor | None,
+        is_causal: bool,
+        *,
+        first_keep: Container[int] = (),
+        keep: Container[int] = (),
+        queries: int | None = None,
+        stop: int | None = None,
+    ) -> _Run:
+        options = self._options(attn_mask, is_causal)
+        constant = self._first_is_constant(x, attn_mask)
+        shared = self._shares_block_0()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
             start = self._embed(x)
-        return self._blocks(start, td, v_td, mask, causal, queries), selection, td, first
-
-    def _queries(self, mask: torch.Tensor | None, causal: bool) -> int | None:
-        pooled = self.global_pool == "token" and self.attn_pool is None
-        return 1 if pooled and mask is None and not causal and not self._drops() else None
+            projected = project(self.blocks[0], start) if shared else None
+            tokens, first_kept = self._blocks(start, None, projected, options, keep=first_keep)
+            first = self.norm(tokens)
+            # Dropout of positions draws again in pass 2.
+            start = start if shared else self._embed(x)
+        signals = self._signals(first)
+        last, kept = self._blocks(
+            start, signals, projected, options, keep=keep, queries=queries, stop=stop
+        )
+        return _Run(first, first_kept, signals, last, kept)
 
     def forward(
         self,
@@ -236,29 +297,47 @@ class ToastViT(VisionTransformer):  # type: ignore[misc]
         return_aux: bool = False,
         var_loss: bool = False,
     ) -> Any:
-        """Logits of pass 2, or `ToastOutput` with `return_aux`."""
+        """Logits of pass 2, or `ToastOutput` with `return_aux`.
+
+        Args:
+            x: images `[b, channels, H, W]`.
+            attn_mask: of both passes, as `foveate.topdown_attention` takes it.
+            is_causal: of both passes.
+            return_aux: give what the passes made on the way, too.
+            var_loss: also compute what `pretraining_loss` needs.
+
+        Raises:
+            ValueError: var_loss without return_aux.
+            RuntimeError: a weight changed after `fold()`.
+        """
         if var_loss and not return_aux:
             raise ValueError("var_loss=True needs return_aux=True, got return_aux=False")
-        queries = None if var_loss else self._queries(attn_mask, is_causal)
-        states, mask, td, first = self._second(x, attn_mask, is_causal, queries)
-        logits = self.forward_head(self.norm(states[-1]))
+        depth = len(self.blocks)
+        run = self._run(
+            x,
+            attn_mask,
+            is_causal,
+            keep=range(depth + 1) if var_loss else (),
+            queries=None if var_loss else self._queries(attn_mask, is_causal),
+        )
+        logits = self.forward_head(self.norm(run.last))
         if not return_aux:
             return logits
         loss = None
         if var_loss:
             terms = [
-                F.mse_loss(d.linear(after.detach()), before.detach())
-                for d, before, after in zip(self._decoders, states, states[1:], strict=False)
+                F.mse_loss(decoder.linear(run.kept[i + 1].detach()), run.kept[i].detach())
+                for i, decoder in enumerate(self._decoders)
             ]
             loss = torch.stack(terms).sum()
-        return ToastOutput(logits, mask, td, first, self.forward_head(first), loss)
+        first_logits = self.forward_head(run.first)
+        return ToastOutput(logits, run.signals.mask, run.signals.td, run.first, first_logits, loss)
 
     def forward_features(
         self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False
     ) -> torch.Tensor:
         """Tokens `[b, n, c]` of pass 2 after the final norm."""
-        states = self._second(x, attn_mask, is_causal, None)[0]
-        return self.norm(states[-1])  # type: ignore[no-any-return]
+        return self.norm(self._run(x, attn_mask, is_causal).last)  # type: ignore[no-any-return]
 
     def forward_intermediates(
         self,
@@ -273,13 +352,14 @@ class ToastViT(VisionTransformer):  # type: ignore[misc]
         attn_mask: torch.Tensor | None = None,
         is_causal: bool = False,
     ) -> Any:
-        """timm's, of the blocks of pass 2. `stop_early` changes what is given as features."""
+        """timm's arguments and formats; the blocks are those of pass 2."""
         one_of("output_fmt", output_fmt, ("NCHW", "NLC"))
         taken, last = feature_take_indices(len(self.blocks), indices)
-        states = self._second(x, attn_mask, is_causal, None)[0]
-        final = self.norm(states[last + 1 if stop_early else -1])
+        states = {i + 1 for i in taken}
+        stop = last + 1 if stop_early else None
+        run = self._run(x, attn_mask, is_causal, keep=states, stop=stop)
         p = self.num_prefix_tokens
-        outs = [self.norm(y) if norm else y for y in (states[i + 1] for i in sorted(taken))]
+        outs = [self.norm(y) if norm else y for y in (run.kept[i] for i in sorted(states))]
         prefix = [y[:, :p] for y in outs] if p else None
         maps = [y[:, p:] for y in outs]
         if output_fmt == "NCHW":
@@ -289,17 +369,25 @@ class ToastViT(VisionTransformer):  # type: ignore[misc]
             found: dict[str, Any] = {"image_intermediates": maps}
             if prefix is not None and return_prefix_tokens:
                 found["image_intermediates_prefix"] = prefix
-            return found if intermediates_only else {**found, "image_features": final}
+            return found if intermediates_only else {**found, "image_features": self.norm(run.last)}
         given: list[Any] = maps
         if return_prefix_tokens and prefix is not None:
             given = list(zip(maps, prefix, strict=True))
-        return given if intermediates_only else (final, given)
+        return given if intermediates_only else (self.norm(run.last), given)
 
     @torch.no_grad()
     def maps(self, x: torch.Tensor) -> ToastMaps:
-        """What the passes look at, on the patch grid; no gradient."""
-        before = self._blocks(self._embed(x), None, None, None, False)
-        states, mask, _, _ = self._second(x, None, False, None)
+        """What the passes look at, on the patch grid `[gh, gw]`; no gradient.
+
+        Returns:
+            selection: `[b, gh, gw]`, the mask of the prompt, prefix tokens dropped.
+            attention_first, attention: `[b, h, gh, gw]`, the last block's softmax row of the
+                class token over patches, not renormalised, of pass 1 and pass 2; without a class
+                token the mean over patch queries.
+            feature_norm: `[b, gh, gw]`, the norm of pass-2 tokens.
+        """
+        before = len(self.blocks) - 1
+        run = self._run(x, None, False, first_keep=(before,), keep=(before,))
         grid = self.patch_embed.dynamic_feat_size(tuple(x.shape[-2:]))
         p = self.num_prefix_tokens
         block, cls = self.blocks[-1], self.has_class_token
@@ -309,123 +397,8 @@ class ToastViT(VisionTransformer):  # type: ignore[misc]
             return rows
 
         return ToastMaps(
-            mask[:, p:, 0].unflatten(1, grid),
-            attention(before[-2]),
-            attention(states[-2]),
-            self.norm(states[-1])[:, p:].norm(dim=-1).unflatten(1, grid),
+            run.signals.mask[:, p:, 0].unflatten(1, grid),
+            attention(run.first_kept[before]),
+            attention(run.kept[before]),
+            self.norm(run.last)[:, p:].norm(dim=-1).unflatten(1, grid),
         )
-
-
-def pretraining_loss(
-    output: ToastOutput,
-    target: torch.Tensor,
-    *,
-    var_weight: float = 0.1,
-    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy,
-) -> torch.Tensor:
-    """Mean criterion over the logits of both passes + var_weight var_loss.
-
-    Raises:
-        ValueError: the output was made without var_loss=True.
-    """
-    if output.var_loss is None:
-        raise ValueError("output must be made with var_loss=True, got var_loss None")
-    both: torch.Tensor = 0.5 * (
-        criterion(output.logits, target) + criterion(output.first_logits, target)
-    )
-    return both + var_weight * output.var_loss
-
-
-def _require_plain_vit(vit: Any) -> None:
-    if isinstance(vit, ToastViT):
-        raise TypeError("vit is a ToastViT already")
-    if isinstance(vit, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise TypeError(f"vit is wrapped in {type(vit).__name__}: pass .module")
-    if type(vit) is not VisionTransformer:
-        raise TypeError(f"vit must be a timm VisionTransformer, got {type(vit).__name__}")
-    for block in vit.blocks:
-        if type(block) is not Block:
-            raise TypeError(f"blocks must be timm's Block, got {type(block).__name__}")
-        if type(block.attn) is not Attention:
-            raise TypeError(f"attn must be timm's Attention, got {type(block.attn).__name__}")
-        if getattr(block.attn, "gate", None) is not None:
-            raise TypeError("attn must be timm's Attention without a gate, got gated attention")
-        if block.attn.attn_drop.p > 0:
-            raise ValueError(f"attn_drop_rate must be 0, got {block.attn.attn_drop.p}")
-    if not isinstance(vit.patch_drop, nn.Identity):
-        raise ValueError(
-            "patch_drop_rate must be 0, or the passes keep different patches; "
-            f"got {vit.patch_drop.prob}"
-        )
-
-
-def toast(
-    vit: Any,
-    method: str = "toast",
-    *,
-    num_classes: int | None = None,
-    td_bias: str = "twice",
-    lora_r: int = 4,
-    lora_alpha: float = 1.0,
-    train_transform: bool | None = None,
-    generator: torch.Generator | None = None,
-    backend: str = "auto",
-) -> ToastViT:
-    """A ViT that runs twice, its second pass steered by tokens that a prompt selects.
-
-    Source: Shi et al., "TOAST" (arXiv 2305.15542), sections 3 and 4. The result shares the
-    tensors of `vit` and sets their `requires_grad`; `vit` stays a plain ViT.
-
-    Args:
-        vit: a timm `VisionTransformer` of `Block` and `Attention`.
-        method: "toast" trains decoders, prompt and head; "toast-lite" LoRA factors of the
-            decoders, prompt, transform and head; "end2end" everything; "frozen" the head.
-        num_classes: a new head of so many classes; None keeps the head.
-        td_bias: "twice" or "once", how often b_v is added in pass 2.
-        lora_r: rank of the factors.
-        lora_alpha: the factors count alpha / r.
-        train_transform: whether the transform trains; None is the method's rule.
-        generator: of the initial prompt, decoders and factors.
-        backend: of the ops.
-
-    Returns:
-        The model, in the training mode of `vit`.
-
-    Raises:
-        TypeError: another model, block or attention.
-        ValueError: dropout of patches or attention, a bad method, td_bias or lora_r.
-    """
-    _require_plain_vit(vit)
-    one_of("method", method, METHODS)
-    one_of("td_bias", td_bias, ("twice", "once"))
-    lora_r = integer("lora_r", lora_r, 1)
-    one_of("train_transform", train_transform, (None, True, False))
-    model = ToastViT.__new__(ToastViT)
-    nn.Module.__init__(model)
-    for name, value in vit.__dict__.items():
-        model.__dict__[name] = value.copy() if isinstance(value, dict) else value
-    if num_classes is not None:
-        model.reset_classifier(num_classes)
-    model.td_bias, model.toast_backend, model.toast_method = td_bias, backend, method
-    model._fold, model._fold_key, model._identity_key = None, (), None
-    where = vit.blocks[0].attn.qkv.weight
-    kind: dict[str, Any] = {"device": where.device, "dtype": where.dtype}
-    c = vit.embed_dim
-    rank = lora_r if method == "toast-lite" else None
-    model.prompt = nn.Parameter(torch.empty(c, **kind).normal_(generator=generator))
-    model.top_down_transform = nn.Parameter(torch.eye(c, **kind))
-    model.decoders = nn.ModuleList(
-        Decoder(c, rank, lora_alpha, generator, **kind) for _ in vit.blocks
-    ).train(vit.training)
-    trained = {
-        "toast": ("decoders.", "prompt", "head."),
-        "toast-lite": ("prompt", "top_down_transform", "head."),
-        "end2end": ("",),
-        "frozen": ("head.",),
-    }[method]
-    for name, parameter in model.named_parameters():
-        lora = method == "toast-lite" and ".lora_" in name
-        parameter.requires_grad_(lora or name.startswith(trained))
-    if train_transform is not None:
-        model.top_down_transform.requires_grad_(train_transform)
-    return model

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate.methods.toast.driver import ToastMaps
+from foveate.methods.toast.results import ToastMaps
 
 
 def _array(value: Any) -> np.ndarray[Any, Any]:
-    return (
-        value.detach().float().cpu().numpy()
-        if isinstance(value, torch.Tensor)
-        else np.asarray(value)
-    )
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    array: np.ndarray[Any, Any] = (value.double() if value.is_floating_point() else value).numpy()
+    return array
 
 
 def overlay(image: Any, heat: Any, *, alpha: float = 0.6) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -34,10 +34,13 @@ def overlay(image: Any, heat: Any, *, alpha: float = 0.6) -> np.ndarray[Any, np.
         `[H, W, 3]` uint8.
 
     Raises:
+        TypeError: an image of another dtype.
         ValueError: a shape that does not fit.
     """
-    byte = getattr(image, "dtype", None) in (torch.uint8, np.dtype(np.uint8))
-    pixels = _array(image).astype(np.float64) / (255 if byte else 1)
+    pixels = _array(image)
+    if pixels.dtype != np.uint8 and not np.issubdtype(pixels.dtype, np.floating):
+        raise TypeError(f"image must be uint8 or floating, got {pixels.dtype}")
+    pixels = pixels.astype(np.float64) / (255 if pixels.dtype == np.uint8 else 1)
     values = _array(heat).astype(np.float64)
     if pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"image must be [H, W, 3], got {pixels.shape}")
@@ -76,11 +79,16 @@ def plot_maps(
 
     Raises:
         ImportError: matplotlib is not installed.
+        ValueError: images of another shape, or not as many as maps.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plot_maps needs matplotlib") from error
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images must be [b, 3, H, W] or [b, 1, H, W], got {tuple(images.shape)}")
+    if len(images) != len(maps.selection):
+        raise ValueError(f"maps must be of {len(images)} images, got {len(maps.selection)}")
     pixels = images.detach().float().cpu()
     if mean is None and std is None:
         low, high = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
