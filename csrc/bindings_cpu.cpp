@@ -78,9 +78,6 @@ PYBIND11_MODULE(_cpu, m) {
   FOVEATE_DEF(m, bits_q_sample);
   FOVEATE_DEF(m, bits_step);
   FOVEATE_DEF(m, instance_weights);
-  FOVEATE_DEF(m, prompt_select_blocks);
-  FOVEATE_DEF(m, prompt_select_fwd);
-  FOVEATE_DEF(m, prompt_select_bwd);
   FOVEATE_DEF(m, bits_softmax_blocks);
   FOVEATE_DEF(m, bits_softmax_loss);
   FOVEATE_DEF(m, bits_softmax_expectation);
@@ -107,4 +104,12 @@ PYBIND11_MODULE(_cpu, m) {
   FOVEATE_DEF(m, pair_stats);
   FOVEATE_DEF(m, info_nce_lse);
   FOVEATE_DEF(m, info_nce_grad);
+  // topdown_attention
+  FOVEATE_DEF(m, prompt_select_blocks);
+  FOVEATE_DEF(m, prompt_select_fwd);
+  FOVEATE_DEF(m, prompt_select_bwd);
+  FOVEATE_DEF(m, topdown_attention_fwd_work);
+  FOVEATE_DEF(m, topdown_attention_fwd);
+  FOVEATE_DEF(m, topdown_attention_bwd_work);
+  FOVEATE_DEF(m, topdown_attention_bwd);
 }

@@ -1,12 +1,12 @@
-// Selection of tokens by a prompt: CPU kernels.
+// Selection of tokens by a prompt, and attention over v + v_td: CPU kernels.
 #pragma once
 
 #include <cstdint>
 
 #include "isa.h"
 
-// A task is a block of 64 rows of one image. Sums are float64 in a fixed order, so that results do
-// not depend on the thread count.
+// No result depends on the thread count: a task is a block of 64 rows of one image (prompt_select,
+// sums in float64 in a fixed order), or one head of one image (attention, scores in float32).
 FOVEATE_PER_ISA(
     // Row blocks of an image of n rows.
     std::int64_t prompt_select_blocks(std::int64_t n);
@@ -38,4 +38,49 @@ FOVEATE_PER_ISA(
                            // outputs
                            void* x_slope,        // T [b, n, c], or null
                            void* prompt_slope);  // T like prompt, or null
+
+    // Floats of scratch that a thread of topdown_attention_fwd needs.
+    std::int64_t topdown_attention_fwd_work(std::int64_t n, std::int64_t m, std::int64_t d);
+
+    // o = softmax(scale (q + q_bias) (k + k_bias)^T + mask) (v + v_td + v_bias); zeros where no key
+    // is allowed. `out` may be the memory of v: a head's values are read before it is written.
+    void topdown_attention_fwd(const std::int64_t* layout,  // [24], struct Layout
+                               const void* q,               // T [b, h, n, d]
+                               const void* k,               // T [b, h, m, d]
+                               const void* v,               // T [b, h, m, d]
+                               const void* v_td,            // T [b, h, m, d], or null
+                               const void* q_bias,          // T [h, d], or null
+                               const void* k_bias,          // T [h, d], or null
+                               const void* v_bias,          // T [h, d], or null
+                               const void* mask,            // bool or float32 [b, h, n, m], or null
+                               int mask_kind, int dtype, bool causal, double scale, int threads,
+                               float* work,  // [threads, topdown_attention_fwd_work]
+                               // outputs
+                               void* out,    // T [b, h, n, d]
+                               float* lse);  // [b, h, n]: log2 of the sum of 2^score, or null
+
+    // The same for topdown_attention_bwd.
+    std::int64_t topdown_attention_bwd_work(std::int64_t n, std::int64_t m, std::int64_t d,
+                                            bool only_v);
+
+    // Gradients of q, k and v + v_td from that of o. Probabilities are recomputed from q, k and lse
+    // and normalised again, so that a float32 lse serves scores of any size.
+    void topdown_attention_bwd(const std::int64_t* layout,  // as above; out: of the slope
+                               const void* q,               // T [b, h, n, d]
+                               const void* k,               // T [b, h, m, d]
+                               const void* v,               // T [b, h, m, d], null if only_v
+                               const void* v_td,            // T [b, h, m, d], or null
+                               const void* q_bias,          // T [h, d], or null
+                               const void* k_bias,          // T [h, d], or null
+                               const void* v_bias,          // T [h, d], or null
+                               const void* mask,            // bool or float32 [b, h, n, m], or null
+                               int mask_kind,
+                               const float* lse,   // [b, h, n], as the forward wrote it
+                               const void* slope,  // T [b, h, n, d]
+                               int dtype, bool causal, double scale, bool only_v, int threads,
+                               float* work,  // [threads, topdown_attention_bwd_work]
+                               // outputs
+                               void* q_slope,   // T [b, n, h, d], null if only_v
+                               void* k_slope,   // T [b, m, h, d], null if only_v
+                               void* v_slope);  // T [b, m, h, d]
 )

@@ -79,6 +79,10 @@ def require_mask(
         raise ValueError(f"attn_mask must be on {device}, got {mask.device}")
 
 
+def mask_is_differentiated(mask: torch.Tensor | None) -> bool:
+    return mask is not None and mask.requires_grad and torch.is_grad_enabled()
+
+
 def scale_of(scale: Any, width: int) -> float:
     """The factor of the scores: `width^-0.5` unless a number is given."""
     if scale is None:

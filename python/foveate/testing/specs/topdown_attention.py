@@ -48,8 +48,8 @@ SPECS = (
     OpSpec(
         name="topdown_attention",
         api=foveate.topdown_attention,
-        backends=(),
-        dtypes=_FLOATS,
+        backends=("cpu",),
+        dtypes=_FLOATS[:3],
         make_inputs=attention_inputs,
         cases=ATTENTION_CASES,
         bench=attention_rows(),
@@ -59,8 +59,8 @@ SPECS = (
     OpSpec(
         name="topdown_sdpa",
         api=foveate.topdown_sdpa,
-        backends=(),
-        dtypes=_FLOATS,
+        backends=("cpu",),
+        dtypes=_FLOATS[:3],
         make_inputs=sdpa_inputs,
         cases=SDPA_CASES,
         bench=(

@@ -8,12 +8,14 @@ import torch
 
 from foveate._arrays import as_tensors
 from foveate._checks import integer, one_of
-from foveate._dispatch import select
+from foveate._dispatch import missing_kernels, select
 from foveate.ops.topdown_attention import reference
+from foveate.ops.topdown_attention.api import kernels
 from foveate.ops.topdown_attention.checks import (
     FAMILY,
     autocast_dtype,
     cast,
+    mask_is_differentiated,
     require_axes,
     require_mask,
     require_one_kind,
@@ -119,18 +121,29 @@ def topdown_attention(
             raise ValueError("num_queries and is_causal=True cannot be given together")
     require_mask(attn_mask, (b, num_heads, num_queries or n, n), is_causal, x.device)
     factor = scale_of(scale, a // num_heads)
-    select(FAMILY, "topdown_attention", backend, x.device.type)
-    return back(
-        reference.topdown_attention(
-            x,
-            td,
-            qkv_weight,
-            qkv_bias,
-            num_heads,
-            td_bias == "twice",
-            attn_mask,
-            is_causal,
-            factor,
-            num_queries,
+    twice = td_bias == "twice"
+    recorded = mask_is_differentiated(attn_mask)
+    name = select(FAMILY, "topdown_attention_fwd", backend, x.device.type, x.dtype, recorded)
+    if name == "reference":
+        return back(
+            reference.topdown_attention(
+                x,
+                td,
+                qkv_weight,
+                qkv_bias,
+                num_heads,
+                twice,
+                attn_mask,
+                is_causal,
+                factor,
+                num_queries,
+            )
         )
-    )
+    arguments = (x, td, qkv_weight, qkv_bias, attn_mask, num_heads, twice, is_causal, factor)
+    if (
+        kernels.unrecorded(x, td, qkv_weight, qkv_bias)
+        and missing_kernels(FAMILY, name, "topdown_attention_apply") is None
+    ):
+        return back(kernels.attention_apply(*arguments, num_queries, name))
+    out, *_ = kernels.attention(*arguments, num_queries, name)
+    return back(out.flatten(2))

@@ -9,10 +9,12 @@ import torch
 from foveate._arrays import as_tensors
 from foveate._dispatch import select
 from foveate.ops.topdown_attention import reference
+from foveate.ops.topdown_attention.api import kernels
 from foveate.ops.topdown_attention.checks import (
     FAMILY,
     autocast_dtype,
     cast,
+    mask_is_differentiated,
     require_axes,
     require_mask,
     require_one_kind,
@@ -87,5 +89,9 @@ def topdown_sdpa(
         raise ValueError(f"is_causal=True needs as many keys as queries, got m = {m}, n = {n}")
     require_mask(attn_mask, (b, h, n, m), is_causal, q.device)
     factor = scale_of(scale, d)
-    select(FAMILY, "topdown_sdpa", backend, q.device.type)
-    return back(reference.topdown_sdpa(q, k, v, v_td, attn_mask, is_causal, factor))
+    recorded = mask_is_differentiated(attn_mask)
+    name = select(FAMILY, "topdown_attention_fwd", backend, q.device.type, q.dtype, recorded)
+    if name == "reference":
+        return back(reference.topdown_sdpa(q, k, v, v_td, attn_mask, is_causal, factor))
+    out, _ = kernels.sdpa(q, k, v, v_td, attn_mask, is_causal, factor, name)
+    return back(out.transpose(1, 2))
