@@ -2,8 +2,9 @@
 
     python benchmarks/overhead.py [--wheel FILE | --no-wheel]
 
-Without --wheel the wheel is built, which takes a minute or two and PyPI. Times are the shortest of
-many repetitions: overhead is a floor, and what a shared machine adds to it is not ours.
+Without --wheel the wheel is built, which takes a minute or two and PyPI. A call's time is the
+processor time of its thread, the shortest of many rounds: overhead is a floor, and what a shared
+machine adds to it is not ours.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ def shortest(run: Callable[[], Any], rounds: int, calls: int = 100) -> float:
     """Microseconds a call, of the fastest round."""
     best = float("inf")
     for _ in range(rounds):
-        start = time.perf_counter()
+        start = time.thread_time()
         for _ in range(calls):
             run()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.thread_time() - start)
     return 1e6 * best / calls
 
 
