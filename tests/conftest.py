@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from generated import mixed_product
 from hypothesis import HealthCheck, settings
 
 import foveate._native as native
@@ -96,14 +97,7 @@ def emulated_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
             return super().__new__(cls)
 
     monkeypatch.setattr(torch, "Generator", CpuGenerator)
-    mm = torch.mm
-
-    def mm_out_dtype(a, b, *, out=None, out_dtype=None):
-        if out_dtype is not None:
-            a, b = a.to(out_dtype), b.to(out_dtype)
-        return mm(a, b) if out is None else mm(a, b, out=out)
-
-    monkeypatch.setattr(torch, "mm", mm_out_dtype)
+    monkeypatch.setattr(torch, "mm", mixed_product(torch.mm))
 
 
 @pytest.fixture

@@ -69,6 +69,17 @@ def spec_cases() -> Iterator[Any]:
                         )
 
 
+def mixed_product(mm: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.mm with the products of half-precision matrices in float32, which CPUs do not have."""
+
+    def mm_out_dtype(a: Any, b: Any, *, out: Any = None, out_dtype: Any = None) -> Any:
+        if out_dtype is not None:
+            a, b = a.to(out_dtype), b.to(out_dtype)
+        return mm(a, b) if out is None else mm(a, b, out=out)
+
+    return mm_out_dtype
+
+
 def strided(call: Call) -> Call:
     """The same values in memory that is neither contiguous nor at the start of its storage."""
 

@@ -23,7 +23,7 @@ from unittest import mock
 
 import pytest
 import torch
-from generated import a_case
+from generated import a_case, mixed_product
 from torch.overrides import TorchFunctionMode
 
 from foveate import _dispatch
@@ -93,6 +93,7 @@ def recorded_launches() -> Iterator[list[Launch]]:
         stack.enter_context(
             mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0))
         )
+        stack.enter_context(mock.patch.object(torch, "mm", mixed_product(torch.mm)))
         stack.enter_context(_ZeroFilled())
         yield found
 

@@ -9,16 +9,18 @@ import torch
 from foveate._native import native
 from foveate.ops.pairwise_loss.checks import accumulator, without_autocast
 from foveate.ops.pairwise_loss.cpu_pairs import (
-    Statistics,
+    CpuStatistics,
     WirePairs,
-    operand,
     pointer,
     threads_for,
     type_code,
     wire_pairs,
 )
-from foveate.ops.pairwise_loss.engine import TILE, sweep
+from foveate.ops.pairwise_loss.engine import TILE, operand, sweep
+from foveate.ops.pairwise_loss.log_sums import LogSums
+from foveate.ops.pairwise_loss.log_sums import factors as factors_of
 from foveate.ops.pairwise_loss.pairs import N_PAIRS, Pairs, check_values
+from foveate.ops.pairwise_loss.statistics import Statistics
 
 _cpu = native("_cpu")
 _BAND = 64  # rows whose column sums the kernel keeps apart
@@ -37,7 +39,7 @@ def _sigmoid_pass(
     needs: list[bool],
     *,
     loss: bool,
-    statistics: Statistics | None = None,
+    statistics: CpuStatistics | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Row sums of the loss, and raw gradients of x, y, scale and bias."""
     dtype = accumulator(x.dtype)
@@ -46,7 +48,7 @@ def _sigmoid_pass(
     s, b = float(scale), 0.0 if bias is None else float(bias)
     grad = True in needs
 
-    def epilogue(tile: torch.Tensor, r: int, k: int) -> None:
+    def epilogue(tile: torch.Tensor, _slope: torch.Tensor, r: int, k: int) -> None:
         held, head = wire.on_tile(tile, r, k)
         if statistics is not None:
             statistics.add(tile, r, k, s, b, head)
@@ -90,7 +92,7 @@ def sigmoid_loss_fwd(
     if check:
         check_values(pairs, y.shape[0])
     n, m = x.shape[0], y.shape[0]
-    statistics = Statistics(n, m, accumulator(x.dtype)) if stats else None
+    statistics = CpuStatistics(n, m, x.new_empty(0, dtype=accumulator(x.dtype))) if stats else None
     with without_autocast("cpu"):
         rows, *gradients = _sigmoid_pass(
             x, y, scale, bias, pairs, needs, loss=True, statistics=statistics
@@ -117,24 +119,8 @@ def sigmoid_loss_bwd(
         return _sigmoid_pass(x, y, scale, bias, pairs, needs, loss=False)[1:]
 
 
-def _columns_of_rows(n: int, pairs: Pairs, values: torch.Tensor) -> torch.Tensor:
-    """What belongs to the column of each row's positive, `[n, ...]`."""
-    if pairs.a is not None:
-        return values[pairs.a.long()]
-    return values[pairs.diagonal : pairs.diagonal + n]
-
-
-class _LogSums:
-    """Running maxima and sums of rows and columns, and the kernels that move them."""
-
-    def __init__(self, n: int, m: int, dtype: torch.dtype, symmetric: bool) -> None:
-        wide = torch.float64
-        self.dtype, self.symmetric = dtype, symmetric
-        self.row_max = torch.full((n,), float("-inf"), dtype=wide)
-        self.row_sum = torch.zeros(n, dtype=wide)
-        self.positive = torch.zeros(n, dtype=wide)
-        self.col_max = torch.full((m if symmetric else 0,), float("-inf"), dtype=wide)
-        self.col_sum = torch.zeros(m if symmetric else 0, dtype=wide)
+class _CpuLogSums(LogSums):
+    """Log sums that the C++ kernel collects."""
 
     def add(self, tile: torch.Tensor, r: int, k: int, scale: float, head: tuple[int, ...]) -> None:
         """Merges one tile of products."""
@@ -160,25 +146,6 @@ class _LogSums:
             self.col_max.data_ptr(),
             self.col_sum.data_ptr(),
         )
-
-    def states(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The log of the sum e^z of each row and column, `[., 2]`: as a number and what it lost."""
-        return self._split(self.row_max, self.row_sum), self._split(self.col_max, self.col_sum)
-
-    def _split(self, maximum: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-        log = total.log()
-        high = (maximum + log).to(self.dtype)
-        low = (maximum - high.double()) + log
-        return torch.stack([high, low.where(high.isfinite(), 0).to(self.dtype)], 1)
-
-    def loss(self, pairs: Pairs) -> torch.Tensor:
-        """-log softmax at the positives, `[n]` float64."""
-        loss = (self.row_max - self.positive) + self.row_sum.log()
-        if not self.symmetric:
-            return loss
-        state = torch.stack([self.col_max, self.col_sum.log()], 1)
-        maximum, log = _columns_of_rows(len(loss), pairs, state).unbind(1)
-        return (loss + (maximum - self.positive) + log) / 2
 
 
 def _softmax_gradient(
@@ -223,19 +190,19 @@ def info_nce_loss_fwd(
     n, m = x.shape[0], y.shape[0]
     dtype = accumulator(x.dtype)
     wire = wire_pairs(pairs, dtype)
-    sums = _LogSums(n, m, dtype, symmetric)
-    statistics = Statistics(n, m, dtype) if stats else None
+    sums = _CpuLogSums(n, m, x, symmetric)
+    statistics = CpuStatistics(n, m, x.new_empty(0, dtype=dtype)) if stats else None
     s, b = float(scale), 0.0 if bias is None else float(bias)
     row_gdot = torch.zeros(n, dtype=torch.float64)
     grad = True in needs
 
-    def epilogue(tile: torch.Tensor, r: int, k: int) -> None:
+    def epilogue(tile: torch.Tensor, _slope: torch.Tensor, r: int, k: int) -> None:
         _, head = wire.on_tile(tile, r, k)
         if statistics is not None:
             statistics.add(tile, r, k, s, b, head)
         sums.add(tile, r, k, s, head)
         if grad:  # the tile is the whole matrix
-            factors = _default_factors(x, y, symmetric, None, None)
+            factors = factors_of(x, y, symmetric, None, None)
             _softmax_gradient(tile, r, k, s, head, sums.states(), factors, row_gdot)
 
     with without_autocast("cpu"):
@@ -247,26 +214,6 @@ def info_nce_loss_fwd(
         loss = loss.sum() / (n if reduction == "mean" else 1)
     found = Statistics.nothing(x) if statistics is None else statistics.result()
     return loss.to(dtype), dx, dy, ds, *sums.states(), *found
-
-
-def _default_factors(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    symmetric: bool,
-    row_factor: torch.Tensor | None,
-    col_factor: torch.Tensor | None,
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Weights of the rows' and the columns' cross-entropies in the sum."""
-    dtype = accumulator(x.dtype)
-    share = 0.5 if symmetric else 1.0
-
-    def given(factor: torch.Tensor | None, size: int) -> torch.Tensor:
-        if factor is None:
-            return torch.full((size,), share, dtype=dtype)
-        return (share * factor).to(dtype).contiguous()
-
-    rows = given(row_factor, x.shape[0])
-    return rows, given(col_factor, y.shape[0]) if symmetric else None
 
 
 def info_nce_loss_bwd(
@@ -283,12 +230,12 @@ def info_nce_loss_bwd(
     symmetric, needs = rest[N_PAIRS:]
     dtype = accumulator(x.dtype)
     wire = wire_pairs(pairs, dtype)
-    factors = _default_factors(x, y, symmetric, row_factor, col_factor)
+    factors = factors_of(x, y, symmetric, row_factor, col_factor)
     states = row_state.contiguous(), col_state.contiguous()
     row_gdot = torch.zeros(x.shape[0], dtype=torch.float64)
     s = float(scale)
 
-    def epilogue(tile: torch.Tensor, r: int, k: int) -> None:
+    def epilogue(tile: torch.Tensor, _slope: torch.Tensor, r: int, k: int) -> None:
         _, head = wire.on_tile(tile, r, k)
         _softmax_gradient(tile, r, k, s, head, states, factors, row_gdot)
 

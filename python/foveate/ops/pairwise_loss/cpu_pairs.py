@@ -8,21 +8,15 @@ import torch
 
 from foveate._native import native
 from foveate.ops.pairwise_loss.pairs import Pairs, shares
+from foveate.ops.pairwise_loss.statistics import Statistics
 
 _cpu = native("_cpu")
 _FORMS = ("none", "diagonal", "index", "ids", "dense", "sparse")
-_ALIGNMENT = 64  # BLAS picks its kernels by the operands' alignment
 _SERIAL = 1 << 15  # logits of a tile below which a second thread costs more than it brings
 
 
 def type_code(dtype: torch.dtype) -> int:
     return 1 if dtype == torch.float64 else 0
-
-
-def operand(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Contiguous, aligned, in the logits' dtype."""
-    found = tensor.to(dtype).contiguous()
-    return found if found.data_ptr() % _ALIGNMENT == 0 else found.clone()
 
 
 def pointer(tensor: torch.Tensor | None) -> int:
@@ -102,17 +96,8 @@ def wire_pairs(pairs: Pairs, dtype: torch.dtype) -> WirePairs:
     )
 
 
-class Statistics:
-    """Sums and extremes of the logits by kind, collected tile by tile."""
-
-    def __init__(self, n: int, m: int, dtype: torch.dtype) -> None:
-        infinity = float("inf")
-        self.count = torch.zeros(2, n, dtype=torch.int64)
-        self.sum = torch.zeros(2, n, dtype=torch.float64)
-        self.low = torch.full((2, n), infinity, dtype=dtype)
-        self.high = torch.full((2, n), -infinity, dtype=dtype)
-        self.col_count = torch.zeros(m, dtype=torch.int64)
-        self.col_high = torch.full((2, m), -infinity, dtype=dtype)
+class CpuStatistics(Statistics):
+    """Statistics that the C++ kernel collects."""
 
     def add(
         self, tile: torch.Tensor, r: int, k: int, scale: float, bias: float, head: tuple[int, ...]
@@ -138,20 +123,3 @@ class Statistics:
             self.col_count.data_ptr(),
             self.col_high.data_ptr(),
         )
-
-    def result(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Counts [2] and moments [8], in the order of `PairStats`."""
-        negative, positive = self.count.sum(1)
-        mean = self.sum.sum(1) / self.count.sum(1)
-        low, high = self.low.amin(1).double(), self.high.amax(1).double()
-
-        def top1(best: torch.Tensor, has: torch.Tensor) -> torch.Tensor:
-            return ((best[1] >= best[0]) & has).sum().double() / has.sum()
-
-        moments = [mean[1], low[1], high[1], mean[0], low[0], high[0]]
-        moments += [top1(self.high, self.count[1] > 0), top1(self.col_high, self.col_count > 0)]
-        return torch.stack([positive, negative]), torch.stack(moments).float()
-
-    @staticmethod
-    def nothing(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return x.new_empty(0, dtype=torch.int64), x.new_empty(0, dtype=torch.float32)

@@ -149,7 +149,7 @@ def prepare(values: list[Any], options: InfoNceOptions, world: int) -> InfoNceCa
 def run(call: InfoNceCall, backend: str) -> tuple[torch.Tensor, PairStats | None]:
     """The loss of one process and its statistics, by the backend that `select` gives."""
     x, y, scale, bias, pairs, symmetric, reduction, divisor, needs, stats, check = call
-    name = select(raw.FAMILY, "info_nce_loss_fwd", backend, x.device.type)
+    name = select(raw.FAMILY, "info_nce_loss_fwd", backend, x.device.type, x.dtype)
     if name == "reference":
         if check and not torch.compiler.is_compiling():
             check_values(pairs, y.shape[0], need_positive=True)

@@ -195,7 +195,7 @@ def prepare(values: list[Any], options: SigmoidOptions, world: int) -> SigmoidCa
 def run(call: SigmoidCall, backend: str) -> tuple[torch.Tensor, PairStats | None]:
     """The loss of one process and its statistics, by the backend that `select` gives."""
     x, y, scale, bias, pairs, reduction, divisor, in_forward, needs, stats, check = call
-    name = select(raw.FAMILY, "sigmoid_loss_fwd", backend, x.device.type, stats)
+    name = select(raw.FAMILY, "sigmoid_loss_fwd", backend, x.device.type, x.dtype)
     if name == "reference":
         if check and not torch.compiler.is_compiling():
             check_values(pairs, y.shape[0])
