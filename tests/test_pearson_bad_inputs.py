@@ -108,6 +108,16 @@ BAD = {
     "corr 1-D": (lambda: mutual_nearest_neighbors(X[0]), ValueError, r"\[c1, c2\], got \(3,\)"),
     "corr k": (lambda: mutual_nearest_neighbors(X, 4), ValueError, "k=4, size 3"),
     "corr list": (lambda: mutual_nearest_neighbors([[1.0]]), TypeError, "corr must be"),
+    "top-k of rows": (
+        lambda: mutual_nearest_neighbors(updated(X, X).topk(1, rows=(0, 2))),
+        ValueError,
+        "all units, got one read with rows= or cols=",
+    ),
+    "top-k of columns": (
+        lambda: mutual_nearest_neighbors(updated(X, X).topk(1, cols=(1, 3))),
+        ValueError,
+        "all units, got one read with rows= or cols=",
+    ),
     "backend": (lambda: PearsonAccumulator(backend="gpu"), ValueError, "backend must be one of"),
 }
 

@@ -14,7 +14,14 @@ from foveate.ops.pearson.checkpoint import dump, load, on_cpu
 from foveate.ops.pearson.comoment import CoMoment
 from foveate.ops.pearson.grids import RESAMPLERS, check_grid, joint_grid
 from foveate.ops.pearson.layers import LayerInfo, LayerSpec
-from foveate.ops.pearson.matching import RANKINGS, TopK, backend_module, check_k, pair_of_k
+from foveate.ops.pearson.matching import (
+    RANKINGS,
+    PartialTopK,
+    TopK,
+    backend_module,
+    check_k,
+    pair_of_k,
+)
 from foveate.ops.pearson.policies import CONSTANTS, NAN_POLICIES, PRECISIONS
 from foveate.ops.pearson.summary import PearsonSummary, summarise
 
@@ -232,12 +239,9 @@ class PearsonAccumulator:
             found = self._tile_topk(self._full_state(None), wanted, by, span_a, span_b)
         else:
             found = self._stored_topk(wanted, by, span_a, span_b)
-        values_a, indices_a, values_b, indices_b = found
-        if side == "b":
-            return TopK(None, None, values_b, indices_b)
-        if side == "a":
-            return TopK(values_a, indices_a, None, None)
-        return TopK(values_a, indices_a, values_b, indices_b)
+        kind = TopK if (span_a, span_b) == ((0, c1), (0, c2)) else PartialTopK
+        of_a, of_b = found[:2] if side != "b" else (None, None), found[2:]
+        return kind(*of_a, *(of_b if side != "a" else (None, None)))
 
     def summary(self, *, bins: int = 100, tails: int = 50) -> PearsonSummary:
         """Histogram, extreme pairs and moments of the rows and columns of r.

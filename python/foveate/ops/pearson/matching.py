@@ -24,6 +24,10 @@ class TopK(NamedTuple):
     indices_b: torch.Tensor | None  # [c2, k_b] int64, units of a
 
 
+class PartialTopK(TopK):
+    """TopK of ranges of units, which cannot tell whether a pair is mutual among all."""
+
+
 @dataclass(frozen=True, eq=False)
 class Matches:
     """Pairs of units of which each is among the other's best."""
@@ -98,12 +102,15 @@ def mutual_nearest_neighbors(
 
     Raises:
         TypeError: `corr` is none of these, or k no int.
-        ValueError: `corr` is not 2-D, k is below 1 or above the number of units it ranks.
+        ValueError: `corr` is not 2-D, or a TopK read with rows= or cols=; k is below 1 or above
+            the number of units it ranks.
     """
     one_of("by", by, RANKINGS)
     k_a, k_b = pair_of_k(k)
     if isinstance(corr, TopK):
         top = corr
+        if isinstance(corr, PartialTopK):
+            raise ValueError("corr must be the TopK of all units, got one read with rows= or cols=")
         if any(part is None for part in top):
             raise ValueError('corr must hold both sides: TopK of side="both"')
     elif hasattr(corr, "topk") and not isinstance(corr, torch.Tensor):
