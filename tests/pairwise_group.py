@@ -249,7 +249,7 @@ def work(rank, world, file, failures):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
     try:
-        for backend in ("cpu", "reference"):
+        for backend in ("cpu", "reference") if world == 3 else ("cpu",):
             check_sigmoid(rank, world, backend)
         check_upstream_and_frozen(rank, world)
         check_stats(rank, world)

@@ -1,4 +1,4 @@
-"""The pairwise losses over a process group: gloo, three processes."""
+"""The pairwise losses over a process group: gloo, two to four processes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pairwise_group import work
 import foveate
 
 
-def test_a_group_gives_every_rank_its_loss_gradients_and_refusals(tmp_path):
-    world = 3
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_a_group_gives_every_rank_its_loss_gradients_and_refusals(tmp_path, world):
     context = torch.multiprocessing.get_context("spawn")
     failures = context.SimpleQueue()
     arguments = world, str(tmp_path / "store"), failures
