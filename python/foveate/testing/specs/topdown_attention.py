@@ -86,7 +86,7 @@ SPECS = (
     OpSpec(
         name="prompt_select",
         api=foveate.prompt_select,
-        backends=("cpu",),
+        backends=("cpu", "triton"),
         dtypes=_FLOATS[:3],
         make_inputs=select_inputs,
         cases=SELECT_CASES,
