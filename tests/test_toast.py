@@ -237,6 +237,25 @@ def test_one_process_of_ddp_gives_the_same_gradients():
         torch.testing.assert_close(model.get_parameter(name).grad, gradient)
 
 
+@pytest.mark.parametrize("name", ["token", "qk_norm", "average"])
+def test_float32_models_run_on_the_named_kernels(name):
+    pytest.importorskip("foveate._cpu")
+    exact, x = make(**BACKBONES[name]), images()
+    model = copy.deepcopy(exact).float()
+    model.toast_backend = "cpu"
+    trained = [p for p in exact.parameters() if p.requires_grad]
+    want = oracle(exact, x)
+    slopes = torch.autograd.grad(want.square().sum(), trained)
+    got = model(x.float())
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+    found = [p for p in model.parameters() if p.requires_grad]
+    for a, b in zip(torch.autograd.grad(got.square().sum(), found), slopes, strict=True):
+        assert (a.double() - b).abs().max() <= 1e-4 * b.abs().max() + 1e-6
+    with torch.no_grad():
+        torch.testing.assert_close(model(x.float()), got, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model.fold()(x.float()), got, rtol=1e-4, atol=1e-4)
+
+
 def test_the_product_by_a_frozen_identity_is_skipped_until_it_changes():
     model = toast(vit())
     tokens = model.first_pass(images())
