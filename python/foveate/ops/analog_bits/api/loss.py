@@ -13,6 +13,7 @@ from foveate._checks import FLOATING, one_of, same_device
 from foveate._dispatch import differentiable, register, select
 from foveate.ops.analog_bits import reference
 from foveate.ops.analog_bits.api.noise import given_noise
+from foveate.ops.analog_bits.api.slope import hand_over, keep_slope, scaled, writes_slope
 from foveate.ops.analog_bits.layout import (
     LOSS_KINDS,
     REDUCTIONS,
@@ -140,16 +141,7 @@ def bits_loss(
     name = select(_FAMILY, "bits_loss_fwd", backend, pred.device.type, widths.channels)
     if name == "reference":
         return back(reference.bits_loss(pred, target, check and not torch.compiler.is_compiling()))
-    # The CPU kernel writes the gradient while the prediction is in cache. float16 waits for the
-    # incoming factor, which may lift it out of underflow; on a GPU a second pass moves fewer bytes
-    # than a buffer that is scaled later.
-    with_slope = (
-        name == "cpu"
-        and pred.requires_grad
-        and torch.is_grad_enabled()
-        and reduction != "none"
-        and pred.dtype != torch.float16
-    )
+    with_slope = writes_slope(name, pred, reduction)
     loss, _ = _bits_loss(pred, with_slope, check, name, *target)
     return back(loss)
 
@@ -170,9 +162,9 @@ class _BitsLoss(torch.autograd.Function):
         slope = output[1]
         ctx.mark_non_differentiable(slope)
         ctx.set_materialize_grads(False)
-        ctx.with_slope, ctx.backend = with_slope, backend
-        if with_slope:
-            ctx.save_for_backward(slope)
+        ctx.backend, ctx.slope = backend, None
+        ctx.needs_inputs = not with_slope or keep_slope(ctx, slope, backend)
+        if not ctx.needs_inputs:
             return
         tensors = [value if isinstance(value, torch.Tensor) else None for value in target]
         ctx.rest = [None if isinstance(value, torch.Tensor) else value for value in target]
@@ -184,11 +176,11 @@ class _BitsLoss(torch.autograd.Function):
         nothing = (None,) * (3 + len(LossTarget._fields))
         if upstream is None:
             return (None, *nothing)
-        if ctx.with_slope:
+        if not ctx.needs_inputs:
             (slope,) = ctx.saved_tensors
-            # Out of place: a second backward must find the same. Factor 1 is the usual case.
-            unscaled = not torch.compiler.is_compiling() and float(upstream) == 1.0
-            return (slope if unscaled else (slope * upstream).to(slope.dtype), *nothing)
+            return (scaled(slope, upstream), *nothing)
+        if (slope := hand_over(ctx, upstream, ctx.backend)) is not None:
+            return (slope, *nothing)
         pred, *tensors = ctx.saved_tensors
         target = [
             rest if tensor is None else tensor

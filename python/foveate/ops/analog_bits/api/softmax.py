@@ -12,6 +12,7 @@ from foveate._arrays import as_tensors
 from foveate._checks import FLOATING, integer, one_of, same_device
 from foveate._dispatch import differentiable, register, select
 from foveate.ops.analog_bits import reference
+from foveate.ops.analog_bits.api.slope import hand_over, keep_slope, scaled, writes_slope
 from foveate.ops.analog_bits.groups import MOST_BITS, SoftmaxTarget, group_count, one_axis
 from foveate.ops.analog_bits.layout import (
     REDUCTIONS,
@@ -94,15 +95,7 @@ def bits_softmax_cross_entropy(
     if name == "reference":
         checked = check and not torch.compiler.is_compiling()
         return back(reference.bits_softmax_cross_entropy(logits, target, checked))
-    # As in bits_loss: the gradient is written while the logits are in cache, except where the
-    # incoming factor must come first.
-    with_slope = (
-        name == "cpu"
-        and logits.requires_grad
-        and torch.is_grad_enabled()
-        and reduction != "none"
-        and logits.dtype != torch.float16
-    )
+    with_slope = writes_slope(name, logits, reduction)
     loss, _ = _softmax_loss(logits, with_slope, check, name, *target)
     return back(loss)
 
@@ -123,9 +116,9 @@ class _SoftmaxLoss(torch.autograd.Function):
         slope = output[1]
         ctx.mark_non_differentiable(slope)
         ctx.set_materialize_grads(False)
-        ctx.with_slope, ctx.backend = with_slope, backend
-        if with_slope:
-            ctx.save_for_backward(slope)
+        ctx.backend, ctx.slope = backend, None
+        ctx.needs_inputs = not with_slope or keep_slope(ctx, slope, backend)
+        if not ctx.needs_inputs:
             return
         given = SoftmaxTarget(*target)
         ctx.rest = given[1:5], given.reduction
@@ -137,11 +130,11 @@ class _SoftmaxLoss(torch.autograd.Function):
         nothing = (None,) * (3 + len(SoftmaxTarget._fields))
         if upstream is None:
             return (None, *nothing)
-        if ctx.with_slope:
+        if not ctx.needs_inputs:
             (slope,) = ctx.saved_tensors
-            # Out of place: a second backward must find the same. Factor 1 is the usual case.
-            unscaled = not torch.compiler.is_compiling() and float(upstream) == 1.0
-            return (slope if unscaled else (slope * upstream).to(slope.dtype), *nothing)
+            return (scaled(slope, upstream), *nothing)
+        if (slope := hand_over(ctx, upstream, ctx.backend)) is not None:
+            return (slope, *nothing)
         logits, x, weight = ctx.saved_tensors
         middle, reduction = ctx.rest
         target = (x, *middle, weight, reduction)
@@ -221,7 +214,8 @@ def bits_softmax_expectation(
     if name == "reference":
         result = reference.bits_softmax_expectation(logits, *arguments, dtype)
     else:
-        written = torch.float32 if dtype == torch.float64 else dtype  # kernels have no float64
+        wide = dtype == torch.float64 and logits.dtype != torch.float64
+        written = torch.float32 if wide else dtype  # in which the kernels compute
         result = _expectation(logits, *arguments, written, name).to(dtype)
     if out is None:
         return back(result)

@@ -76,7 +76,7 @@ def ddim_step(
         return_x0: also return the clipped x0.
         out: (x_prev, x0) to write to, or x_prev alone without x0: of x_t's shape and dtype, e.g.
             halves of a buffer; x_prev may be x_t.
-        backend: "auto", "reference" or "cpu".
+        backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
         (x_prev, x0), or x_prev; of x_t's shape and dtype. No gradient passes.

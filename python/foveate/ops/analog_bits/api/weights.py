@@ -34,7 +34,7 @@ def instance_weights(
         power: 0 weighs all pixels alike, 1 all instances alike.
         check: whether ids are checked. None: on CPU yes, on CUDA no; unchecked ids outside weigh
             0^power.
-        backend: "auto", "reference" or "cpu".
+        backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
         `[b, *]` float32.

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from foveate.ops.analog_bits.layout import require_in_range, split_at
-from foveate.ops.analog_bits.triton.words import float64_pattern
+from foveate.ops.analog_bits.triton.words import float64_of, float64_pattern
 
 _PIXELS_LAST = 128  # pixels of a program, channels last: a tile of [pixels, channels of a map]
 _PIXELS_FIRST = 1024  # pixels of a program, channels first: a row of pixels per channel
@@ -67,7 +67,7 @@ def _decode_map(
     return ids
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["high_bits", "low_bits"])
 def _bits_encode_kernel(
     x,  # ids [outer, K, inner]
     out,  # [outer, N, inner]
@@ -92,8 +92,8 @@ def _bits_encode_kernel(
     column = pixel % inner
     x += row * x_outer_stride + column * x_inner_stride
     out += row * out_outer_stride + column * out_inner_stride
-    high = tl.cast(high_bits, tl.float64, bitcast=True)
-    low = tl.cast(low_bits, tl.float64, bitcast=True)
+    high = float64_of(high_bits)
+    low = float64_of(low_bits)
     if out.dtype.element_ty != tl.float64:
         high = high.to(tl.float32)
         low = low.to(tl.float32)

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from foveate.ops.analog_bits.layout import require_in_range, split_at
 from foveate.ops.analog_bits.seeds import pixels_per_sample
-from foveate.ops.analog_bits.triton.words import code_word, float64_pattern
+from foveate.ops.analog_bits.triton.words import code_word, float64_of, float64_pattern
 
 _VALUES = 1024  # of a tile: at 2048 the generator spills on sm_80
 
@@ -85,16 +85,16 @@ def four_normals(pixel, group, seed, offset):
 
 
 @triton.jit
-def normals_by_channel(pixel, seed, offset, GROUP: tl.constexpr, GROUPS: tl.constexpr):
-    """[pixels, 4 GROUPS] normals of channels 4 GROUP, ...: a thread owns four channels."""
-    group = GROUP + tl.arange(0, GROUPS)
+def normals_by_channel(pixel, seed, offset, group, GROUPS: tl.constexpr):
+    """[pixels, 4 GROUPS] normals of channels 4 group, ...: a thread owns four channels."""
+    group += tl.arange(0, GROUPS)
     shape_pixel = pixel[:, None] + (group * 0)[None, :]
     z0, z1, z2, z3 = four_normals(shape_pixel, (shape_pixel * 0 + group[None, :]), seed, offset)
     z = tl.join(tl.join(z0, z2), tl.join(z1, z3))  # [pixels, GROUPS, 2, 2]: z0 z1, z2 z3
     return tl.reshape(z, (pixel.shape[0], 4 * GROUPS))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "offset"])
 def _bits_noise_kernel(
     out,  # [outer, N, inner]
     seed_tensor,  # [1] int64, or unused
@@ -115,7 +115,7 @@ def _bits_noise_kernel(
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     inside = pixel < n_pixels
     out += (pixel // inner) * outer_stride + (pixel % inner) * inner_stride
-    for tile in tl.static_range(triton.cdiv(CHANNELS, 4 * GROUPS)):
+    for tile in range(triton.cdiv(CHANNELS, 4 * GROUPS)):
         z = normals_by_channel(pixel, seed, offset, tile * GROUPS, GROUPS)
         channel = tile * 4 * GROUPS + tl.arange(0, 4 * GROUPS)
         tl.store(
@@ -125,7 +125,7 @@ def _bits_noise_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "offset", "high_bits", "low_bits"])
 def _bits_q_sample_kernel(
     x,  # ids [outer, K, inner]
     gamma,  # [samples] float64
@@ -166,8 +166,8 @@ def _bits_q_sample_kernel(
     at = row * outer_stride + column * inner_stride
     level = tl.load(gamma + pixel // pixels_per_sample, mask=inside, other=0.0)
     root = tl.sqrt(level)  # float64: correctly rounded
-    high = root * tl.cast(high_bits, tl.float64, bitcast=True)
-    low = root * tl.cast(low_bits, tl.float64, bitcast=True)
+    high = root * float64_of(high_bits)
+    low = root * float64_of(low_bits)
     spread = tl.sqrt(1.0 - level)
     if not DOUBLE:
         high = high.to(tl.float32)

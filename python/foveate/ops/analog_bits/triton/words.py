@@ -9,7 +9,8 @@ import triton.language as tl
 
 
 @triton.jit
-def _reverse_bits(ids, N: tl.constexpr):
+def reverse_bits(ids, N: tl.constexpr):
+    """The lowest N bits in reverse order, the others clear."""
     reversed_ids = ids & 0
     for j in range(N):
         reversed_ids |= ((ids >> j) & 1) << (N - 1 - j)
@@ -23,7 +24,7 @@ def _add_map(word, x, inside, BEGIN: tl.constexpr, N: tl.constexpr, MSB: tl.cons
         ids = tl.load(x, mask=inside, other=0).to(tl.int64)
         ids = ids & ((1 << N) - 1)
         if MSB:
-            ids = _reverse_bits(ids, N)
+            ids = reverse_bits(ids, N)
         if BEGIN >= 0:
             word |= ids << BEGIN
         else:
@@ -47,6 +48,12 @@ def code_word(
         word = _add_map(word, x + k * map_stride, inside, channel - 64 * WORD, N_BITS[k], MSB)
         channel += N_BITS[k]
     return word
+
+
+@triton.jit
+def float64_of(pattern):
+    """The float64 of a pattern, which arrives as int32 where it is small: 0.0 does."""
+    return tl.cast(pattern.to(tl.int64), tl.float64, bitcast=True)
 
 
 def float64_pattern(value: float) -> int:

@@ -122,7 +122,7 @@ SPECS = (
     OpSpec(
         name="bits_loss",
         api=foveate.bits_loss,
-        backends=("cpu",),
+        backends=("triton", "cpu"),
         dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16),
         make_inputs=_inputs,
         cases=Cases(

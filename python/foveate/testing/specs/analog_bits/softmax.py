@@ -180,7 +180,7 @@ SPECS = (
     OpSpec(
         name="bits_softmax_cross_entropy",
         api=foveate.bits_softmax_cross_entropy,
-        backends=("cpu",),
+        backends=("triton", "cpu"),
         dtypes=_FLOATS,
         make_inputs=_loss_inputs,
         cases=Cases(_CASES, _draw),
@@ -213,7 +213,7 @@ SPECS = (
     OpSpec(
         name="bits_softmax_expectation",
         api=foveate.bits_softmax_expectation,
-        backends=("cpu",),
+        backends=("triton", "cpu"),
         dtypes=_FLOATS,
         make_inputs=_expectation_inputs,
         cases=Cases(

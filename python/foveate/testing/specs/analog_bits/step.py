@@ -210,7 +210,7 @@ SPECS = (
     OpSpec(
         name="ddim_step",
         api=foveate.ddim_step,
-        backends=("cpu",),
+        backends=("triton", "cpu"),
         dtypes=(torch.float32, torch.float64),
         make_inputs=_step_inputs,
         cases=Cases(_CASES, _draw_step),
@@ -228,10 +228,13 @@ SPECS = (
     OpSpec(
         name="ddpm_step",
         api=foveate.ddpm_step,
-        backends=("cpu",),
+        backends=("triton", "cpu"),
         dtypes=(torch.float32, torch.float64),
         make_inputs=_ancestral_inputs,
-        cases=Cases(_CASES, _draw_step),
+        cases=Cases(
+            # A block of pixels: one of channels would take half a minute under emulation.
+            _CASES | {"a block + 1": {"shape": (1, 4097), "clip": 1.0, "dim": 0}}, _draw_step
+        ),
         bench=(),
         cost=_step_cost,
         bad_inputs=(
@@ -253,7 +256,7 @@ SPECS = (
     OpSpec(
         name="instance_weights",
         api=foveate.instance_weights,
-        backends=("cpu",),
+        backends=("triton", "cpu"),
         dtypes=(torch.float32,),
         make_inputs=_weights_inputs,
         cases=Cases(
