@@ -93,6 +93,7 @@ PYBIND11_MODULE(_cpu, m) {
   FOVEATE_DEF(m, ncut_row_sums);
   FOVEATE_DEF(m, ncut_lanczos);
   FOVEATE_DEF(m, ncut_component);
+  FOVEATE_DEF(m, ncut_maskcut);
   // pearson
   FOVEATE_DEF(m, pearson_moments);
   FOVEATE_DEF(m, pearson_stage);

@@ -363,6 +363,49 @@ def test_a_third_value_just_beside_makes_an_affinity_weighted(backend):
     assert not torch.equal(changed.eigenvalues, exact.eigenvalues)
 
 
+@pytest.mark.parametrize("n", [20, 80])
+@pytest.mark.parametrize("zeroed", [slice(None), slice(3, 4)], ids=["all", "one row"])
+def test_an_unchecked_row_without_weight_leaves_the_spectrum_undefined(n, zeroed):
+    w = affinity(n, 0)
+    w[zeroed] = w[:, zeroed] = 0
+    result = foveate.ncut_affinity(w, k=2, check=False, backend="cpu")
+    assert not bool(result.converged)
+    assert int(result.uncertain) == n
+    for name in ("eigenvalues", "eigenvectors", "residual", "gap"):
+        assert bool(getattr(result, name).isnan().all()), name
+
+
+def test_what_is_below_the_diagonal_changes_no_bit():
+    for n in (50, 333, 1029):
+        w = affinity(n, n)
+        other = w.clone()
+        other.tril_(-1).mul_(1 + 1e-7).add_(w.triu())
+        exact = foveate.ncut_affinity(w, k=2, backend="cpu")
+        assert_same_bits(foveate.ncut_affinity(other, k=2, backend="cpu"), exact)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows_over_threads_change_no_bit(weighted):
+    """Sizes from which the solver shares the rows of one image."""
+    n = 2300 if weighted else 6200
+    image = features(n, 4, 0)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            if weighted:
+                unit = torch.nn.functional.normalize(image)
+                w = (unit @ unit.T).clamp_min(0) + 0.01
+                results.append(foveate.ncut_affinity(w.triu() + w.triu(1).T, backend="cpu"))
+            else:
+                results.append(foveate.ncut(image, tau=0.5, max_iter=6, check=False, backend="cpu"))
+    finally:
+        torch.set_num_threads(before)
+    assert_same_bits(results[0], results[1])
+    assert_same_bits(results[0], results[2])
+
+
 def test_unchecked_values_are_not_scanned():
     image = features(40, 4, 0)
     image[7, 1] = float("nan")

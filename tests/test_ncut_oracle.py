@@ -245,13 +245,17 @@ def test_stopping_early_counts_at_least_the_tokens_on_the_wrong_side():
         tau = middle_tau(features, 0.08)
         exact = lapack(dense(features, tau))[1][0]
         true = exact > exact.mean()
-        for passes, k in itertools.product((1, 2, 3, 4, 6), (1, 3)):
+        degrees = dense(features, tau).sum(1)
+        for passes, k in itertools.product((1, 2, 3, 4, 6), (1, 3, 16)):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 r = foveate.ncut(features, tau=tau, k=k, max_iter=passes, backend="cpu")
             told = [w for w in caught if w.category is RuntimeWarning]
             assert bool(told) == (not bool(r.converged))
             assert int(r.iterations) <= passes
+            assert (r.eigenvalues.diff() >= 0).all()
+            gram = r.eigenvectors.numpy() * degrees @ r.eigenvectors.numpy().T
+            np.testing.assert_allclose(gram, np.eye(k), rtol=0, atol=1e-12)
             x = r.eigenvectors[0].numpy()
             side = x > x.mean()
             wrong = min((side != true).sum(), (side == true).sum())

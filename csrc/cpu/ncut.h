@@ -29,8 +29,8 @@ FOVEATE_PER_ISA(
     // Makes the rows and columns of painted tokens `joined` (0 or 1), the diagonal included.
     int ncut_paint(const std::uint8_t* painted, int joined, std::int64_t n, std::uint32_t* bits);
 
-    // Looks at [n, n]: report = {smallest, largest, max |A - A^T|, first row that is not finite or
-    // -1, first row with a negative value or -1}.
+    // Looks at [n, n]: report = {smallest and largest of the upper triangle, max |A - A^T|, first row
+    // that is not finite or -1, first row with a negative value or -1}.
     int ncut_scan(const void* affinity, int is_double, std::int64_t n, int threads,
                   // outputs
                   double* report);
@@ -42,7 +42,7 @@ FOVEATE_PER_ISA(
                          // outputs
                          std::uint32_t* bits);
 
-    // Sums of the rows of [n, n].
+    // Sums of the rows of the symmetric matrix whose upper triangle is that of [n, n].
     int ncut_row_sums(const void* affinity, int is_double, std::int64_t n, int threads,
                       // outputs
                       double* sums);
@@ -55,4 +55,11 @@ FOVEATE_PER_ISA(
     // The 4-connected component of side [h, w] that holds seed.
     int ncut_component(const std::uint8_t* side, std::int64_t seed, std::int64_t h, std::int64_t w,
                        // outputs
-                       std::uint8_t* component);)
+                       std::uint8_t* component);
+
+    // The stages of MaskCut for `jobs` [count, 12], see ncut_partition.cpp. `joined` is the bit that
+    // painted tokens get, on_reject 0 retry, 1 stop, 2 skip, corners 0 for never. Threads take
+    // images when there are as many, else rows; the result is the same.
+    int ncut_maskcut(const std::int64_t* jobs, std::int64_t count, int n_masks, double eps,
+                     int joined, double iou_threshold, double min_area, int corners, int on_reject,
+                     double tol, int max_iter, int threads);)

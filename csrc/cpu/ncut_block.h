@@ -101,7 +101,7 @@ void sweep(const Basis& v, std::int64_t c0, std::int64_t c1, const double* by, s
   const std::int64_t n = v.g.n;
   const std::int64_t chunks = (n + kChunk - 1) / kChunk;
   const std::int64_t width = 16 * (b1 - b0 + 1);
-#pragma omp parallel for num_threads(v.g.threads) schedule(static) if (v.g.threads > 1)
+#pragma omp parallel for num_threads(v.g.row_threads) schedule(static) if (v.g.row_threads > 1)
   for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
     const std::int64_t i0 = chunk * kChunk;
     const std::int64_t rows = n - i0 < kChunk ? n - i0 : kChunk;
@@ -185,7 +185,7 @@ bool triangular(const double* gram, double* r, double* inverse) {
 void rescale(const Basis& v, const double* inverse, double* w, double* gram) {
   const std::int64_t n = v.g.n;
   const std::int64_t chunks = (n + kChunk - 1) / kChunk;
-#pragma omp parallel for num_threads(v.g.threads) schedule(static) if (v.g.threads > 1)
+#pragma omp parallel for num_threads(v.g.row_threads) schedule(static) if (v.g.row_threads > 1)
   for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
     const std::int64_t i0 = chunk * kChunk;
     const std::int64_t rows = n - i0 < kChunk ? n - i0 : kChunk;
@@ -297,7 +297,7 @@ int orthonormalize_slowly(const Basis& v, std::int64_t count, double* w, double*
                               double* out) {
   const std::int64_t n = v.g.n;
   const std::int64_t chunks = (n + kChunk - 1) / kChunk;
-#pragma omp parallel for num_threads(v.g.threads) schedule(static) if (v.g.threads > 1)
+#pragma omp parallel for num_threads(v.g.row_threads) schedule(static) if (v.g.row_threads > 1)
   for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
     const std::int64_t i0 = chunk * kChunk;
     const std::int64_t rows = n - i0 < kChunk ? n - i0 : kChunk;

@@ -45,24 +45,27 @@ struct Graph {
   std::int64_t counts[2];
   double values[2];     // mu of their contrasts
   std::int64_t room;    // dimension of the class-constant vectors without the trivial one
-  int threads;
-  double* input;        // scratch of `apply`: [n][4] for bits, [4][n] for weights
-  double* tables;       // [threads][4096]
+  int threads;          // of a product
+  int row_threads;      // of sums over a few vectors
+  double* input;        // [n][4], scratch of `apply`
+  double* scratch;      // of `apply`: [threads][4096] for bits, [weight_parts(n)][n][4] for weights
 };
 
 // Fills scale, trivial, alike, counts, values and room from degrees: int32 set bits of a row, or
-// float64 row sums.
-[[maybe_unused]] void describe(Graph& g, const void* degrees) {
+// float64 row sums. Returns false where one of them is not a positive number.
+[[maybe_unused]] bool describe(Graph& g, const void* degrees) {
   const std::int64_t n = g.n;
   const auto* joined = static_cast<const std::int32_t*>(degrees);
   const auto* sums = static_cast<const double*>(degrees);
   double size = 0;
   std::int64_t none = 0;
+  bool positive = true;
   for (std::int64_t i = 0; i < n; ++i) {
     const double degree =
         g.kind == kBits
             ? g.eps * static_cast<double>(n) + (1 - g.eps) * static_cast<double>(joined[i])
             : sums[i];
+    positive = positive && degree > 0 && degree < INFINITY;
     g.scale[i] = 1 / std::sqrt(degree);
     g.trivial[i] = std::sqrt(degree);
     size += degree;
@@ -87,6 +90,7 @@ struct Graph {
   }
   g.room = n - 1;
   for (std::int64_t count : g.counts) g.room -= count > 1 ? count - 1 : 0;
+  return positive;
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "ncut_graph.h"
+#include "ncut_weights.h"
 #include "simd.h"
 
 namespace foveate::FOVEATE_ISA {
@@ -50,98 +51,33 @@ void multiply_bits(const Graph& g, const double* x, double* y, std::int64_t r0, 
   }
 }
 
-#if defined(__AVX2__)
-inline __m256d load4(const float* a) { return _mm256_cvtps_pd(_mm_loadu_ps(a)); }
-inline __m256d load4(const double* a) { return _mm256_loadu_pd(a); }
-#endif
-
-// Two rows of A times four vectors x [4][n]; each is summed in four interleaved lanes.
-template <typename T>
-void multiply_rows(const T* first, const T* second, const double* x, std::int64_t n, double* y0,
-                   double* y1) {
-  double sums[2][4][4] = {};
-  std::int64_t j = 0;
-#if defined(__AVX2__)
-  __m256d lanes[2][4];
-  for (auto& row : lanes) {
-    for (auto& lane : row) lane = _mm256_setzero_pd();
-  }
-  for (; j + 4 <= n; j += 4) {
-    const __m256d a = load4(first + j);
-    const __m256d b = load4(second + j);
-    for (int v = 0; v < 4; ++v) {
-      const __m256d values = _mm256_loadu_pd(x + v * n + j);
-      lanes[0][v] = _mm256_fmadd_pd(a, values, lanes[0][v]);
-      lanes[1][v] = _mm256_fmadd_pd(b, values, lanes[1][v]);
-    }
-  }
-  for (int r = 0; r < 2; ++r) {
-    for (int v = 0; v < 4; ++v) _mm256_storeu_pd(sums[r][v], lanes[r][v]);
-  }
-#else
-  for (; j + 4 <= n; j += 4) {
-    for (int v = 0; v < 4; ++v) {
-      for (int t = 0; t < 4; ++t) {
-        sums[0][v][t] += static_cast<double>(first[j + t]) * x[v * n + j + t];
-        sums[1][v][t] += static_cast<double>(second[j + t]) * x[v * n + j + t];
-      }
-    }
-  }
-#endif
-  for (int t = 0; j < n; ++j, ++t) {
-    for (int v = 0; v < 4; ++v) {
-      sums[0][v][t] += static_cast<double>(first[j]) * x[v * n + j];
-      sums[1][v][t] += static_cast<double>(second[j]) * x[v * n + j];
-    }
-  }
-  for (int v = 0; v < 4; ++v) {
-    y0[v] = (sums[0][v][0] + sums[0][v][1]) + (sums[0][v][2] + sums[0][v][3]);
-    y1[v] = (sums[1][v][0] + sums[1][v][1]) + (sums[1][v][2] + sums[1][v][3]);
-  }
-}
-
-template <typename T>
-void multiply_weights(const Graph& g, const double* x, double* y, std::int64_t r0,
-                      std::int64_t r1) {
-  const T* a = static_cast<const T*>(g.operand);
-  for (std::int64_t i = r0; i < r1; i += 2) {
-    double spare[4];
-    const bool both = i + 1 < r1;
-    multiply_rows(a + i * g.n, a + (both ? i + 1 : i) * g.n, x, g.n, y + 4 * i,
-                  both ? y + 4 * i + 4 : spare);
-  }
-}
-
-// out = M y for four vectors [n][4]; A is read once for the four.
+// out = M y for four vectors [n][4].
 [[maybe_unused]] void apply(const Graph& g, const double* y, double* out) {
   const std::int64_t n = g.n;
   double total[4] = {0, 0, 0, 0};
   for (std::int64_t i = 0; i < n; ++i) {
-    double z[4];
     for (int v = 0; v < 4; ++v) {
-      z[v] = g.scale[i] * y[4 * i + v];
-      total[v] += z[v];
-    }
-    if (g.kind == kBits) {
-      std::memcpy(g.input + 4 * i, z, sizeof(z));
-    } else {
-      for (int v = 0; v < 4; ++v) g.input[v * n + i] = z[v];
+      const double z = g.scale[i] * y[4 * i + v];
+      total[v] += z;
+      g.input[4 * i + v] = z;
     }
   }
-  const std::int64_t threads = g.threads;
+  if (g.kind == kBits) {
+    const std::int64_t threads = g.threads;
 #pragma omp parallel for num_threads(g.threads) schedule(static, 1) if (g.threads > 1)
-  for (std::int64_t t = 0; t < threads; ++t) {
-    const std::int64_t r0 = n * t / threads;
-    const std::int64_t r1 = n * (t + 1) / threads;
-    if (g.kind == kBits) multiply_bits(g, g.input, out, r0, r1, g.tables + 4096 * t);
-    if (g.kind == kWeights32) multiply_weights<float>(g, g.input, out, r0, r1);
-    if (g.kind == kWeights64) multiply_weights<double>(g, g.input, out, r0, r1);
-    for (std::int64_t i = r0; i < r1; ++i) {
-      for (int v = 0; v < 4; ++v) {
-        double& o = out[4 * i + v];
-        if (g.kind == kBits) o = g.eps * total[v] + (1 - g.eps) * o;
-        o *= g.scale[i];
-      }
+    for (std::int64_t t = 0; t < threads; ++t) {
+      multiply_bits(g, g.input, out, n * t / threads, n * (t + 1) / threads, g.scratch + 4096 * t);
+    }
+  } else if (g.kind == kWeights32) {
+    multiply_symmetric(static_cast<const float*>(g.operand), n, g.input, g.threads, g.scratch, out);
+  } else {
+    multiply_symmetric(static_cast<const double*>(g.operand), n, g.input, g.threads, g.scratch, out);
+  }
+  for (std::int64_t i = 0; i < n; ++i) {
+    for (int v = 0; v < 4; ++v) {
+      double& o = out[4 * i + v];
+      if (g.kind == kBits) o = g.eps * total[v] + (1 - g.eps) * o;
+      o *= g.scale[i];
     }
   }
 }

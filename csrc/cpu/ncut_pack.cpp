@@ -15,6 +15,7 @@
 namespace foveate::FOVEATE_ISA {
 namespace {
 
+constexpr std::int64_t kShared = 1 << 22;  // entries above which threads share a look at each
 constexpr std::int64_t kPanel = 16;     // rows that share a panel
 constexpr std::int64_t kTile = 128;     // rows and columns of one piece of work
 constexpr double kScale = 32700;        // of a unit row; a dot stays below 2^31
@@ -60,7 +61,8 @@ template <typename T>
 std::int64_t normalize(const T* features, const std::uint8_t* masked, std::int64_t n,
                        std::int64_t c, int threads, T* unit, std::uint8_t* zero) {
   std::int64_t bad = n;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(min : bad) if (threads > 1)
+#pragma omp parallel for num_threads(threads) schedule(static) \
+    reduction(min : bad) if (threads > 1 && n * c >= kShared)
   for (std::int64_t i = 0; i < n; ++i) {
     const T* row = features + i * c;
     T* out = unit + i * c;
@@ -245,7 +247,7 @@ void pack(const T* unit, const std::uint8_t* zero, std::int64_t n, std::int64_t 
   Memory panel_memory(panels * pairs * 8 + 1), lost(32 * panels), margin_memory(16 * panels);
   auto* quantized = reinterpret_cast<std::int16_t*>(panel_memory.data);
   auto* margin = reinterpret_cast<std::int32_t*>(margin_memory.data);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && n * c >= kShared)
   for (std::int64_t p = 0; p < panels; ++p) {
     quantize(unit, p, n, c, quantized + p * pairs * 32, lost.data);
   }

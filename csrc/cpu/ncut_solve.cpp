@@ -61,8 +61,7 @@ bool find_pairs(Search& s, int k, double tol, int max_iter) {
     const int alive = advance(s);
     const bool full = s.blocks == s.cap;
     const std::int64_t m = 4 * s.blocks;
-    // However few passes are allowed, there are k + 1 vectors to return.
-    const bool over = (s.passes >= max_iter && m >= wanted) || alive == 0;
+    const bool over = s.passes >= max_iter || alive == 0;
     // A dense problem costs more than a pass on a small graph.
     const std::int64_t pause =
         std::min<std::int64_t>(4, std::max<std::int64_t>(1, 4 * m * m * m / (g.n * g.n)));
@@ -183,6 +182,38 @@ void find_missed(Search& s, List& list, int k, double tol, int max_iter) {
   }
 }
 
+// What a search that was stopped has not found: Rayleigh quotients of columns that are orthonormal
+// to all of it. Evaluating them is not a pass of the search.
+void complete(Search& s, List& list, std::int64_t wanted) {
+  const Graph& g = s.v.g;
+  Memory image(4 * g.n);
+  while (list.size < wanted) {
+    double* block = s.v.block(s.blocks);
+    apply(g, block, image.data);
+    for (int c = 0; c < 4 && list.size < wanted; ++c) {
+      if (column_norm(g, block, c) < 0.5) continue;
+      double value = 0;
+      for (std::int64_t i = 0; i < g.n; ++i) value += block[4 * i + c] * image.data[4 * i + c];
+      std::int64_t at = list.size++;
+      const auto entry = [&](std::int64_t rank, std::int64_t i) -> double& {
+        return list.y[4 * g.n * (rank / 4) + 4 * i + rank % 4];
+      };
+      for (; at > 0 && list.theta[at - 1] < value; --at) {
+        list.theta[at] = list.theta[at - 1];
+        list.residual[at] = list.residual[at - 1];
+        for (std::int64_t i = 0; i < g.n; ++i) entry(at, i) = entry(at - 1, i);
+      }
+      list.theta[at] = value;
+      list.residual[at] = 1;
+      for (std::int64_t i = 0; i < g.n; ++i) entry(at, i) = block[4 * i + c];
+    }
+    const std::int64_t count = ++s.blocks;
+    start(s, count, g.room, nullptr);
+    s.blocks = count;
+    s.locked = 0;
+  }
+}
+
 void search_pairs(const Graph& g, const double* given, int k, double tol, int max_iter, List& list,
                   std::int64_t* passes) {
   const std::int64_t cap = 16 + k;
@@ -208,7 +239,22 @@ void search_pairs(const Graph& g, const double* given, int k, double tol, int ma
     equal = std::max(equal, run);
   }
   if (done && (k > 3 || equal >= 4)) find_missed(s, list, k, tol, max_iter);
+  if (list.size < std::min<std::int64_t>(wanted, g.room)) {
+    complete(s, list, std::min<std::int64_t>(wanted, g.room));
+  }
   *passes = s.passes;
+}
+
+// A graph with a degree that is no positive number has no spectrum.
+void write_undefined(const std::int64_t* job, std::int64_t n, int k) {
+  const std::int64_t counts[4] = {k, k * n, k, 1};  // of the outputs from field 5 on
+  for (int t = 0; t < 4; ++t) {
+    std::fill_n(reinterpret_cast<double*>(job[5 + t]), counts[t], NAN);
+  }
+  if (job[10] != 0) std::fill_n(reinterpret_cast<double*>(job[10]), 2 * n, NAN);
+  auto* integers = reinterpret_cast<std::int64_t*>(job[9]);
+  integers[0] = integers[1] = integers[2] = 0;
+  integers[3] = n;
 }
 
 }  // namespace
@@ -220,15 +266,22 @@ void ncut_solve(const std::int64_t* job, double eps, int k, double tol, int max_
   g.operand = reinterpret_cast<const void*>(job[1]);
   g.kind = static_cast<int>(job[2]);
   g.eps = eps;
-  // Below these sizes a pass is shorter than what it takes to share it.
-  g.threads = n >= (g.kind == kBits ? 2048 : 1024) ? threads : 1;
-  Memory vectors(2 * n), classes(n), input(4 * n), tables(4096 * g.threads);
+  // A pass of about 2 ms is worth sharing: another pool of threads that spins in the process, as
+  // that of NumPy's BLAS does for 30 ms after a call, can hold a shared one up for longer.
+  g.threads = n >= (g.kind == kBits ? 6144 : 2048) ? threads : 1;
+  g.row_threads = n >= 16384 ? threads : 1;
+  const std::int64_t scratch_size =
+      g.kind == kBits ? 4096 * g.threads : 4 * n * weight_parts(n);
+  Memory vectors(2 * n), classes(n), input(4 * n), scratch(scratch_size);
   g.scale = vectors.data;
   g.trivial = vectors.data + n;
   g.alike = reinterpret_cast<std::int64_t*>(classes.data);
   g.input = input.data;
-  g.tables = tables.data;
-  describe(g, reinterpret_cast<const void*>(job[3]));
+  g.scratch = scratch.data;
+  if (!describe(g, reinterpret_cast<const void*>(job[3]))) {
+    write_undefined(job, n, k);
+    return;
+  }
 
   const std::int64_t wanted = k + 1;
   const std::int64_t groups = (wanted + 3) / 4;

@@ -22,6 +22,8 @@ from foveate.ops.ncut.values import (
 
 _cpu = native("_cpu")
 
+_ON_REJECT = ("retry", "stop", "skip")  # csrc/cpu/ncut_partition.cpp
+
 
 def unsupported(_op: str, *_args: Any) -> str | None:
     return None
@@ -183,10 +185,7 @@ def _affinity_matrix(matrix: torch.Tensor, entry: int, check: bool) -> tuple[_Ma
         refuse_asymmetry(entry, difference, high)
         if negative >= 0:
             refuse_negative(entry, int(negative), float(matrix[int(negative)].min()))
-    if difference > 0:
-        matrix = matrix.triu() + matrix.triu(1).T
-        low, high = matrix.min().item(), matrix.max().item()
-    if bad < 0:
+    if bad < 0 and high > 0:
         bits = torch.empty((n + 31) // 32, n, dtype=torch.int32)
         if _cpu.ncut_pack_values(matrix.data_ptr(), double, n, low, high, threads, bits.data_ptr()):
             if low == high:
@@ -195,7 +194,7 @@ def _affinity_matrix(matrix: torch.Tensor, entry: int, check: bool) -> tuple[_Ma
             if check:
                 degrees = low * n + (high - low) * packed.degrees.double()
                 require_degrees(degrees, entry, "affinity")
-            return packed, low / high if high > 0 else 0.0, high
+            return packed, low / high, high
     degrees = torch.empty(n, dtype=torch.float64)
     _cpu.ncut_row_sums(matrix.data_ptr(), double, n, threads, degrees.data_ptr())
     if check:
@@ -228,39 +227,35 @@ def maskcut_fwd(
     max_iter: int,
     check: bool,
 ) -> tuple[torch.Tensor, ...]:
-    results = []
+    wholes, cells = [], []
     for i, group in enumerate(features):
         for image in group:
-            whole, bad = affinity_pack(image, tau, None)
+            bits, bad = affinity_pack(image, tau, None)
             if check and bad >= 0:
                 require_finite(features)
-            last: list[torch.Tensor | None] = [None]
-
-            def solve(
-                painted: torch.Tensor,
-                whole: torch.Tensor = whole,
-                last: list[torch.Tensor | None] = last,
-            ) -> NCutResult:
-                bits = whole.clone()
-                cells = painted.to(torch.uint8).contiguous()
-                _cpu.ncut_paint(cells.data_ptr(), int(tau < 0), bits.shape[1], bits.data_ptr())
-                matrix = _bit_matrix(bits)
-                (result,), (last[0],) = ncut_lanczos([matrix], eps, 1, tol, max_iter, last)
-                return result
-
-            results.append(
-                partition.maskcut_stages(
-                    solve,
-                    (grid[2 * i], grid[2 * i + 1]),
-                    n_masks,
-                    iou_threshold,
-                    min_area,
-                    corners,
-                    on_reject,
-                    image.device,
-                    _component,
-                )
-            )
+            wholes.append(bits)
+            cells.append((grid[2 * i], grid[2 * i + 1]))
+    table, outputs = [], []
+    for bits, (h, w) in zip(wholes, cells, strict=True):
+        n = h * w
+        masks, candidates = (torch.empty(n_masks, n, dtype=torch.bool) for _ in range(2))
+        status, seeds = (torch.empty(n_masks, dtype=torch.int64) for _ in range(2))
+        reals = torch.empty(3, n_masks, dtype=torch.float64)
+        integers = torch.empty(n_masks, 4, dtype=torch.int64)
+        vectors = torch.empty(n_masks, n, dtype=torch.float64)
+        outputs.append((masks, status, candidates, seeds, *reals, integers, vectors))
+        table.append([h, w, bits.data_ptr(), *(out.data_ptr() for out in outputs[-1])])
+    jobs = torch.tensor(table, dtype=torch.int64).reshape(len(table), 12)
+    _cpu.ncut_maskcut(
+        *(jobs.data_ptr(), len(table), n_masks, eps, int(tau < 0), iou_threshold, min_area),
+        *(corners, _ON_REJECT.index(on_reject), tol, min(max_iter, 1 << 30)),
+        torch.get_num_threads(),
+    )
+    results = []
+    for *fields, integers, vectors in outputs:
+        passes, converged, degenerate, uncertain = integers.unbind(1)
+        flags = (degenerate != 0, converged != 0)
+        results.append(partition.Stages(*fields, uncertain, *flags, vectors, passes))
     return reference.stage_outputs(results, features, n_masks, tol, check)
 
 
