@@ -140,7 +140,8 @@ def test_neither_the_order_of_threads_nor_their_number_changes_a_bit(graph, orde
     bits = GRAPHS[graph]()[None].contiguous()
     n = bits.shape[2]
     expected = _solve(bits, [n], n, 3)
-    for blocks, threads, resident in [(1, 32, True), (2, 32, True), (4, 96, False)]:
+    shapes = [(1, 32, True), (2, 32, True), (4, 96, False), (16, 32, True)]
+    for blocks, threads, resident in shapes:
         found = _solve(
             bits, [n], n, 3, blocks=blocks, threads=threads, resident=resident, order=order
         )
@@ -204,6 +205,30 @@ def test_a_search_that_is_stopped_says_so_and_certifies_nothing_wrong():
     x, y = stopped.eigenvectors[0, 0], whole.eigenvectors[0]
     wrong = int(((x > x.mean()) != (y > y.mean())).sum())
     assert stopped.uncertain.item() >= min(wrong, n - wrong)
+
+
+@pytest.mark.parametrize("n", [90, 200])
+def test_a_search_that_is_stopped_at_once_returns_all_its_pairs(n):
+    bits = _bits(_features(n, n, 6.0), 0.25)
+    stopped = _solve(bits[None].contiguous(), [n], n, 16, max_iter=1)
+    x = stopped.eigenvectors[0]
+    degrees = EPS * n + (1 - EPS) * cpu._bit_matrix(bits).degrees.double()
+    gram = x * degrees @ x.T
+    torch.testing.assert_close(gram, torch.eye(16, dtype=gram.dtype), rtol=0, atol=1e-12)
+    assert (stopped.eigenvalues[0].diff() >= 0).all()
+    assert not stopped.converged.item()
+    assert stopped.uncertain.item() == n
+
+
+def test_a_cluster_is_as_large_as_the_bits_need_and_as_the_device_has_blocks_for():
+    room = 227 * 1024  # bytes of a block on sm_90
+    blocks = {1200: 1, 1650: 2, 2200: 4, 2900: 8, 3600: 16, 4600: -8}
+    for n, expected in blocks.items():
+        assert shim().ncut_shim_shape(0, 256, n, 1, room, 132, 8, 16) == expected, n
+    assert shim().ncut_shim_shape(0, 256, 3600, 1, room, 132, 8, 8) == -8  # no leave for 16
+    assert shim().ncut_shim_shape(0, 256, 3600, 1, room, 108, 1, 1) == -1  # no clusters
+    assert shim().ncut_shim_shape(0, 8, 900, 1, room, 132, 8, 8) == 8  # processors to spare
+    assert shim().ncut_shim_shape(1, 256, 900, 1, room, 132, 8, 8) == -8  # weights stay outside
 
 
 def test_no_edge_and_every_edge_are_degenerate():

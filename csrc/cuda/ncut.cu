@@ -9,48 +9,50 @@ namespace {
 
 constexpr int kThreads = 512;
 constexpr int kMostBlocks = 8;      // of a cluster, without asking for more than is portable
+constexpr int kWidest = 16;         // of a cluster, where the device takes one
 constexpr int kMostImages = 65535;  // of a launch
 
 FOVEATE_KERNEL(kThreads) ncut_lanczos_kernel(const NcutBatch batch, const bool resident) {
   ncut_solve(batch, resident);
 }
 
-struct Shape {
-  int blocks;     // of a cluster
-  bool resident;  // the bits stay in shared memory
+struct Launch {
+  cudaLaunchAttribute cluster;
+  cudaLaunchConfig_t config;
 };
 
-// The smallest cluster whose shared memory holds the bits, doubled while the device has blocks to
-// spare. Weights, and bits that fit into no cluster, are read from global memory at every pass.
-Shape shape_of(int kind, int b, int n, int k, int room, int processors, int most_blocks) {
-  const auto fits = [&](int blocks) {
-    return kind == 0 && 8 * shared_doubles(n, k, blocks, true) <= room;
-  };
-  Shape shape{1, fits(1)};
-  while (shape.blocks < most_blocks &&
-         (!fits(shape.blocks) || 2 * shape.blocks * b <= processors)) {
-    shape.blocks *= 2;
-  }
-  shape.resident = fits(shape.blocks);
-  return shape;
+void prepare(int n, int k, int images, const Shape& shape, cudaStream_t stream, Launch* launch) {
+  launch->cluster = cudaLaunchAttribute{};
+  launch->cluster.id = cudaLaunchAttributeClusterDimension;
+  launch->cluster.val.clusterDim.x = static_cast<unsigned>(shape.blocks);
+  launch->cluster.val.clusterDim.y = 1;
+  launch->cluster.val.clusterDim.z = 1;
+  launch->config = cudaLaunchConfig_t{};
+  launch->config.gridDim =
+      dim3(static_cast<unsigned>(shape.blocks), static_cast<unsigned>(images));
+  launch->config.blockDim = dim3(kThreads);
+  launch->config.dynamicSmemBytes =
+      sizeof(double) *
+      static_cast<std::size_t>(shared_doubles(n, k, shape.blocks, shape.resident));
+  launch->config.stream = stream;
+  launch->config.attrs = &launch->cluster;
+  launch->config.numAttrs = shape.blocks > 1 ? 1 : 0;
 }
 
-cudaError_t launch(const NcutBatch& batch, int images, const Shape& shape, cudaStream_t stream) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(shape.blocks);
-  attribute.val.clusterDim.y = 1;
-  attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(shape.blocks), static_cast<unsigned>(images));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes =
-      sizeof(double) *
-      static_cast<std::size_t>(shared_doubles(batch.n, batch.k, shape.blocks, shape.resident));
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = shape.blocks > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, ncut_lanczos_kernel, batch, shape.resident);
+// The most blocks of a cluster that this device runs with the bits of n tokens resident: more than
+// are portable need its leave.
+int widest_cluster(int n, int k) {
+  Launch wide;
+  prepare(n, k, 1, Shape{kWidest, true}, nullptr, &wide);
+  int clusters = 0;
+  const bool fine =
+      cudaFuncSetAttribute(ncut_lanczos_kernel, cudaFuncAttributeNonPortableClusterSizeAllowed,
+                           1) == cudaSuccess &&
+      cudaOccupancyMaxActiveClusters(&clusters, ncut_lanczos_kernel, &wide.config) ==
+          cudaSuccess &&
+      clusters > 0;
+  if (!fine) cudaGetLastError();  // the refusal is an answer, not an error of the launch to come
+  return fine ? kWidest : kMostBlocks;
 }
 
 // The part of a batch from image `first` on.
@@ -100,10 +102,17 @@ int ncut_lanczos(const void* operand, int kind, const std::int64_t* tokens, cons
   status = cudaFuncSetAttribute(ncut_lanczos_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 room);
   if (status != cudaSuccess) return static_cast<int>(status);
-  const Shape shape = shape_of(kind, b, n, k, room, processors, major >= 9 ? kMostBlocks : 1);
+  const int most = major >= 9 ? kMostBlocks : 1;
+  Shape shape = shape_of(kind, b, n, k, room, processors, most, most);
+  if (kind == 0 && !shape.resident && most == kMostBlocks) {
+    shape = shape_of(kind, b, n, k, room, processors, most, widest_cluster(n, k));
+  }
   for (int first = 0; first < b; first += kMostImages) {
     const int images = b - first < kMostImages ? b - first : kMostImages;
-    status = launch(from(batch, first), images, shape, reinterpret_cast<cudaStream_t>(stream));
+    Launch part;
+    prepare(n, k, images, shape, reinterpret_cast<cudaStream_t>(stream), &part);
+    status = cudaLaunchKernelEx(&part.config, ncut_lanczos_kernel, from(batch, first),
+                                shape.resident);
     if (status != cudaSuccess) return static_cast<int>(status);
   }
   return 0;

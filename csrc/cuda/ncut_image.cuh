@@ -404,5 +404,24 @@ FOVEATE_BOTH int shared_doubles(int n, int k, int blocks, bool resident) {
   return 4 * kTile + 16 * (basis_cap(k) + 1) + (words + 1) / 2;
 }
 
+struct Shape {
+  int blocks;     // of a cluster
+  bool resident;  // the bits stay in shared memory
+};
+
+// The smallest cluster whose shared memory of `room` bytes a block holds the bits, doubled up to
+// `most` blocks while the device has processors to spare; `widest` where only that many hold them.
+// Weights, and bits that fit into no cluster, are read from global memory at every pass.
+FOVEATE_BOTH Shape shape_of(int kind, int b, int n, int k, int room, int processors, int most,
+                            int widest) {
+  const auto fits = [&](int blocks) {
+    return kind == 0 && 8 * shared_doubles(n, k, blocks, true) <= room;
+  };
+  int blocks = 1;
+  while (blocks < most && (!fits(blocks) || 2 * blocks * b <= processors)) blocks *= 2;
+  if (!fits(blocks) && fits(widest)) blocks = widest;
+  return Shape{blocks, fits(blocks)};
+}
+
 }  // namespace
 }  // namespace foveate

@@ -300,7 +300,8 @@ FOVEATE_SHARED_CODE int search(const Image& g, int room, int k, double tol, int 
     extend(g, *m, k, alive);
     alive = orthonormalize(g, blocks, next, &fresh);
     const bool full = blocks == cap;
-    const bool over = passes >= max_iter || alive == 0;
+    // However few passes are allowed, there are k + 1 pairs to return.
+    const bool over = (passes >= max_iter && (*m > k || *m >= room)) || alive == 0;
     if (full || over || blocks >= 3) {
       if (leads(g)) ritz(g, blocks, room, k, tol);
       device::sync_cluster();

@@ -11,6 +11,13 @@ extern "C" std::int64_t ncut_shim_scratch(int n, int k) {
   return foveate::carve(nullptr, n, k).size;
 }
 
+// Blocks of a cluster for an image of bits, negative where the bits are not resident.
+extern "C" int ncut_shim_shape(int kind, int b, int n, int k, int room, int processors, int most,
+                               int widest) {
+  const foveate::Shape shape = foveate::shape_of(kind, b, n, k, room, processors, most, widest);
+  return shape.resident ? shape.blocks : -shape.blocks;
+}
+
 // `blocks` of `threads` an image; order 0 ascending, 1 descending, 2 random. Returns what went
 // wrong, or an empty string.
 extern "C" const char* ncut_shim(const void* operand, int kind, const std::int64_t* tokens,

@@ -172,6 +172,20 @@ NCUT = (
         oracle=_by_arpack,
     ),
     Bench("8 x 900 x 384 on a GPU", _tokens(8, 30, 384), {}, devices=("cuda",)),
+    Bench(
+        "64 x 3600 x 768 on a GPU",
+        _tokens(64, 60, 768),
+        {},
+        devices=("cuda",),
+        oracle=_by_arpack,
+    ),
+    Bench(
+        "1 x 10000 x 768 on a GPU",
+        _tokens(1, 100, 768),
+        {},
+        devices=("cuda",),
+        oracle=_by_arpack,
+    ),
 )
 NCUT_AFFINITY = (
     Bench(
@@ -228,6 +242,13 @@ MASKCUT = (
         oracle=_stages_by_arpack,
     ),
     Bench("8 x 900 x 384 on a GPU", _gridded(8, 30, 384), {}, devices=("cuda",)),
+    Bench(
+        "64 x 3600 x 768, 3 masks, on a GPU",
+        _gridded(64, 60, 768),
+        {},
+        devices=("cuda",),
+        oracle=_stages_by_arpack,
+    ),
 )
 TOKENCUT = (
     Bench(
