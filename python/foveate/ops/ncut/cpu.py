@@ -252,10 +252,15 @@ def maskcut_fwd(
         torch.get_num_threads(),
     )
     results = []
-    for *fields, integers, vectors in outputs:
+    for masks, status, candidates, seeds, *values, integers, vectors in outputs:
         passes, converged, degenerate, uncertain = integers.unbind(1)
-        flags = (degenerate != 0, converged != 0)
-        results.append(partition.Stages(*fields, uncertain, *flags, vectors, passes))
+        results.append(
+            partition.Stages(
+                *(masks, status, candidates, seeds),
+                *(values[0], values[1], values[2], uncertain),
+                *(degenerate != 0, converged != 0, vectors, passes),
+            )
+        )
     return reference.stage_outputs(results, features, n_masks, tol, check)
 
 
