@@ -14,7 +14,7 @@ from foveate.testing.spec import Call, Cases, OpSpec
 from foveate.testing.specs.pairwise_loss_bad_inputs import BAD_INFO_NCE, BAD_SIGMOID
 from foveate.testing.specs.pairwise_loss_bench import INFO_NCE_BENCH, SIGMOID_BENCH, cost
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
