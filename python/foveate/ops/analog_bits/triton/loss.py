@@ -98,7 +98,7 @@ def _loss_tile(
     where = at[:, None] + channel[None, :] * channel_stride
     mask = inside[:, None] & (channel < CHANNELS)[None, :]
     f = tl.load(pred + where, mask=mask, other=0.0).to(factor.dtype)
-    e = f * 0
+    e = tl.zeros_like(f)
     if KIND == _EPS or KIND == _V:  # noqa: SIM109 (Triton has no `in`)
         if HAS_NOISE:
             e = tl.load(noise + where, mask=mask, other=0.0)
@@ -111,7 +111,7 @@ def _loss_tile(
         bit,
         set_level[:, None],
         clear_level[:, None],
-        root[:, None] + f * 0,
+        root[:, None] + tl.zeros_like(f),
         e,
         eps,
         KIND,

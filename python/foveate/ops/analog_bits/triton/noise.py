@@ -237,7 +237,7 @@ def _q_sample_tile(
     word = code_word(x, x_map_stride, inside, N_BITS, MSB, FIRST // 64)
     bit = (word[:, None] >> (channel % 64)[None, :]) & 1
     s = tl.where(bit != 0, high[:, None], low[:, None])
-    value = tl.fma(spread[:, None] + e * 0, e, s)
+    value = tl.fma(spread[:, None] + tl.zeros_like(e), e, s)
     tl.store(out + where, value.to(out.dtype.element_ty), mask=mask)
     if WRITES_NOISE:
         tl.store(noise_out + where, e, mask=mask)
