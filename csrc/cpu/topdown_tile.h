@@ -26,6 +26,7 @@ constexpr int64_t kTile = 6;        // rows of a product tile
 constexpr int64_t kPanel = 16;      // its columns
 constexpr int64_t kMostRows = 96;   // queries that share a block of scores
 constexpr int64_t kScores = 49152;  // floats of such a block: 192 KiB, so that it stays in L2
+constexpr int64_t kChain = 1024;    // keys whose weighted values are added in one chain
 constexpr float kLog2E = 1.44269504F;
 constexpr float kLn2 = 0.693147181F;
 constexpr float kInf = std::numeric_limits<float>::infinity();
@@ -188,7 +189,8 @@ void pack_rows(const Rows<T>& from, int64_t count, int64_t d, float factor, floa
   std::fill(to, to + (round_up(count, kTile) - count) * width, 0.0F);
 }
 
-// What happens to a product: it is stored, added, or stored times a factor of each row.
+// What happens to a product: it is stored, added as a whole (short chains of roundings), or stored
+// times a factor of each row.
 enum Finish : int { kStore, kAdd, kScale };
 
 // C[6, 8 W] from A[6, depth] B[depth, 8 W]. A lies row by row, or (Across) step by step: its six
@@ -205,7 +207,7 @@ template <int W, Finish F, bool Across>
   for (int r = 0; r < kTile; ++r) {
 #pragma GCC unroll 2
     for (int w = 0; w < W; ++w) {
-      sum[r][w] = F == kAdd ? _mm256_loadu_ps(c + r * c_stride + 8 * w) : _mm256_setzero_ps();
+      sum[r][w] = _mm256_setzero_ps();
     }
   }
   for (int64_t k = 0; k < depth; ++k, a += a_step, b += b_stride) {
@@ -224,6 +226,7 @@ template <int W, Finish F, bool Across>
 #pragma GCC unroll 2
     for (int w = 0; w < W; ++w) {
       __m256 value = sum[r][w];
+      if (F == kAdd) value = _mm256_add_ps(value, _mm256_loadu_ps(c + r * c_stride + 8 * w));
       if (F == kScale) value = _mm256_mul_ps(value, _mm256_broadcast_ss(factor + r));
       _mm256_storeu_ps(c + r * c_stride + 8 * w, value);
     }
@@ -231,7 +234,7 @@ template <int W, Finish F, bool Across>
 #else
   float sum[kTile][8 * W];
   for (int64_t r = 0; r < kTile; ++r) {
-    for (int64_t j = 0; j < 8 * W; ++j) sum[r][j] = F == kAdd ? c[r * c_stride + j] : 0.0F;
+    for (int64_t j = 0; j < 8 * W; ++j) sum[r][j] = 0.0F;
   }
   for (int64_t k = 0; k < depth; ++k, a += a_step, b += b_stride) {
     for (int64_t r = 0; r < kTile; ++r) {
@@ -242,7 +245,8 @@ template <int W, Finish F, bool Across>
   }
   for (int64_t r = 0; r < kTile; ++r) {
     for (int64_t j = 0; j < 8 * W; ++j) {
-      c[r * c_stride + j] = F == kScale ? sum[r][j] * factor[r] : sum[r][j];
+      const float value = F == kScale ? sum[r][j] * factor[r] : sum[r][j];
+      c[r * c_stride + j] = F == kAdd ? c[r * c_stride + j] + value : value;
     }
   }
 #endif
@@ -404,17 +408,21 @@ void weigh_values(int64_t rows, int64_t keys, int64_t m, int64_t d, const float*
       const float* left = p + row * stride;
       T* to = out + row * out_stride + first;
       if constexpr (sizeof(T) == sizeof(float)) {
-        if (used == kTile && columns % 8 == 0) {
+        if (used == kTile && columns % 8 == 0 && keys <= kChain) {
           product<kScale, false>(columns, keys, left, stride, panel, kPanel, to, out_stride,
                                  factor + row);
           continue;
         }
       }
-      product<kScale, false>(columns, keys, left, stride, panel, kPanel, spare, kPanel,
-                             factor + row);
+      const int64_t chain = std::min(keys, kChain);
+      product<kStore, false>(columns, chain, left, stride, panel, kPanel, spare, kPanel, nullptr);
+      for (int64_t key = chain; key < keys; key += kChain) {
+        product<kAdd, false>(columns, std::min(kChain, keys - key), left + key, stride,
+                             panel + key * kPanel, kPanel, spare, kPanel, nullptr);
+      }
       for (int64_t r = 0; r < used; ++r) {
         for (int64_t j = 0; j < columns; ++j) {
-          to[r * out_stride + j] = from_float<T>(spare[r * kPanel + j]);
+          to[r * out_stride + j] = from_float<T>(spare[r * kPanel + j] * factor[row + r]);
         }
       }
     }
