@@ -10,8 +10,6 @@ from foveate.ops.topdown_attention.cpu import topdown_attention_fwd
 from foveate.testing import OpSpec, assert_ok, verdicts
 from foveate.testing.specs.topdown_attention import SPECS
 
-pytestmark = pytest.mark.cpu_op
-
 
 def the_spec(name: str) -> OpSpec:
     (found,) = (spec for spec in SPECS if spec.name == name)
