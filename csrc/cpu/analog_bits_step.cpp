@@ -93,11 +93,11 @@ void bits_step(const void* x, int dtype, std::int64_t x_stride, const void* pred
       C* const none = nullptr;
       F* const no_pred = nullptr;
       const auto call = [&]<Prediction k>() {
-        block<k>(static_cast<const C*>(x) + sample * x_stride + within, shifted(pred, no_pred),
-                 shifted(uncond, no_pred), shifted(noise, none), shifted(sigma, none), n, at,
-                 guidance, clip, scale, static_cast<C*>(out) + sample * out_stride + within,
-                 x0_out == nullptr ? nullptr
-                                   : static_cast<C*>(x0_out) + sample * x0_stride + within);
+        block<k>(
+            static_cast<const C*>(x) + sample * x_stride + within, shifted(pred, no_pred),
+            shifted(uncond, no_pred), shifted(noise, none), shifted(sigma, none), n, at, guidance,
+            clip, scale, static_cast<C*>(out) + sample * out_stride + within,
+            x0_out == nullptr ? nullptr : static_cast<C*>(x0_out) + sample * x0_stride + within);
       };
       switch (static_cast<Prediction>(kind)) {
         case Prediction::eps:

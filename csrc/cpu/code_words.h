@@ -31,7 +31,9 @@ inline int64_t channels_of(const int32_t* n_bits, int64_t maps) {
   return channels;
 }
 
-inline int64_t block_pixels(int64_t n_words) { return std::clamp<int64_t>(kWords / n_words, 1, kPixels); }
+inline int64_t block_pixels(int64_t n_words) {
+  return std::clamp<int64_t>(kWords / n_words, 1, kPixels);
+}
 
 inline uint32_t reverse32(uint32_t v) {
   v = ((v >> 1) & 0x55555555U) | ((v & 0x55555555U) << 1);

@@ -26,8 +26,8 @@ namespace {
 #endif
 }
 
-// e^x, relative error below 3e-7 (of subnormal results: one unit in the last place); inf above 88.7;
-// NaN stays NaN.
+// e^x, relative error below 3e-7 (of subnormal results: one unit in the last place); inf
+// above 88.7; NaN stays NaN.
 [[maybe_unused, gnu::always_inline]] inline float fast_exp(float x) {
   constexpr float kRound = 12582912.0F;  // 1.5 * 2^23
   const float clamped = x < -104.0F ? -104.0F : (x > 89.0F ? 89.0F : x);

@@ -51,8 +51,8 @@ void chunk_subtract(const double* v, const double* h, std::int64_t rows, double*
   __m256d by[4];
   for (int r = 0; r < 4; ++r) by[r] = _mm256_loadu_pd(h + 4 * r);
   for (std::int64_t i = 0; i < rows; ++i) {
-    __m256d left = _mm256_fnmadd_pd(_mm256_broadcast_sd(v + 4 * i), by[0],
-                                    _mm256_loadu_pd(w + 4 * i));
+    __m256d left =
+        _mm256_fnmadd_pd(_mm256_broadcast_sd(v + 4 * i), by[0], _mm256_loadu_pd(w + 4 * i));
     __m256d right = _mm256_mul_pd(_mm256_broadcast_sd(v + 4 * i + 1), by[1]);
     left = _mm256_fnmadd_pd(_mm256_broadcast_sd(v + 4 * i + 2), by[2], left);
     right = _mm256_fmadd_pd(_mm256_broadcast_sd(v + 4 * i + 3), by[3], right);
@@ -138,8 +138,8 @@ void sweep(const Basis& v, std::int64_t c0, std::int64_t c1, const double* by, s
 }
 
 // Makes w orthogonal to blocks 0 .. count and the trivial vector: against blocks `near` .. count,
-// which hold all but rounding of it, then against all. h [count][16] gets the coefficients; gram the
-// remaining w^T w.
+// which hold all but rounding of it, then against all. h [count][16] gets the coefficients; gram
+// the remaining w^T w.
 [[maybe_unused]] void orthogonalize(const Basis& v, std::int64_t near, std::int64_t count,
                                     double* w, double* h, double* gram) {
   sweep(v, 0, 0, nullptr, near, count, false, w);

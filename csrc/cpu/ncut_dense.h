@@ -13,7 +13,8 @@
 namespace foveate::FOVEATE_ISA {
 namespace {
 
-// The `wanted` largest pairs, vectors y in blocks of four columns [n][4]. Returns how many there are.
+// The `wanted` largest pairs, vectors y in blocks of four columns [n][4]. Returns how many there
+// are.
 [[maybe_unused]] std::int64_t solve_dense(const Graph& g, std::int64_t wanted, double* theta,
                                           double* vectors) {
   const std::int64_t n = g.n;
@@ -47,8 +48,8 @@ namespace {
   Memory shifted(n * n);
   for (std::int64_t i = 0; i < n; ++i) {
     for (std::int64_t j = 0; j < n; ++j) {
-      shifted.data[i * n + j] = (m[i * n + j] + m[j * n + i]) / 2 -
-                                below * (rest[i * n + j] + rest[j * n + i]) / 2;
+      shifted.data[i * n + j] =
+          (m[i * n + j] + m[j * n + i]) / 2 - below * (rest[i * n + j] + rest[j * n + i]) / 2;
     }
   }
   symmetric_eigen(shifted.data, n, n, values.data, q_memory.data, work.data);

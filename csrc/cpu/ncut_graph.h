@@ -43,12 +43,12 @@ struct Graph {
   double* trivial;      // [n] unit
   std::int64_t* alike;  // tokens of equal rows: class a, then class b
   std::int64_t counts[2];
-  double values[2];     // mu of their contrasts
-  std::int64_t room;    // dimension of the class-constant vectors without the trivial one
-  int threads;          // of a product
-  int row_threads;      // of sums over a few vectors
-  double* input;        // [n][4], scratch of `apply`
-  double* scratch;      // of `apply`: [threads][4096] for bits, [weight_parts(n)][n][4] for weights
+  double values[2];   // mu of their contrasts
+  std::int64_t room;  // dimension of the class-constant vectors without the trivial one
+  int threads;        // of a product
+  int row_threads;    // of sums over a few vectors
+  double* input;      // [n][4], scratch of `apply`
+  double* scratch;    // of `apply`: [threads][4096] for bits, [weight_parts(n)][n][4] for weights
 };
 
 // Fills scale, trivial, alike, counts, values and room from degrees: int32 set bits of a row, or
@@ -61,10 +61,9 @@ struct Graph {
   std::int64_t none = 0;
   bool positive = true;
   for (std::int64_t i = 0; i < n; ++i) {
-    const double degree =
-        g.kind == kBits
-            ? g.eps * static_cast<double>(n) + (1 - g.eps) * static_cast<double>(joined[i])
-            : sums[i];
+    const double degree = g.kind == kBits ? g.eps * static_cast<double>(n) +
+                                                (1 - g.eps) * static_cast<double>(joined[i])
+                                          : sums[i];
     positive = positive && degree > 0 && degree < INFINITY;
     g.scale[i] = 1 / std::sqrt(degree);
     g.trivial[i] = std::sqrt(degree);

@@ -42,8 +42,8 @@ void multiply_bits(const Graph& g, const double* x, double* y, std::int64_t r0, 
 #if defined(__AVX2__)
       const __m256d left = _mm256_add_pd(_mm256_loadu_pd(a), _mm256_loadu_pd(b));
       const __m256d right = _mm256_add_pd(_mm256_loadu_pd(c), _mm256_loadu_pd(d));
-      _mm256_storeu_pd(
-          y + 4 * i, _mm256_add_pd(_mm256_loadu_pd(y + 4 * i), _mm256_add_pd(left, right)));
+      _mm256_storeu_pd(y + 4 * i,
+                       _mm256_add_pd(_mm256_loadu_pd(y + 4 * i), _mm256_add_pd(left, right)));
 #else
       for (int v = 0; v < 4; ++v) y[4 * i + v] += (a[v] + b[v]) + (c[v] + d[v]);
 #endif
@@ -71,7 +71,8 @@ void multiply_bits(const Graph& g, const double* x, double* y, std::int64_t r0, 
   } else if (g.kind == kWeights32) {
     multiply_symmetric(static_cast<const float*>(g.operand), n, g.input, g.threads, g.scratch, out);
   } else {
-    multiply_symmetric(static_cast<const double*>(g.operand), n, g.input, g.threads, g.scratch, out);
+    multiply_symmetric(static_cast<const double*>(g.operand), n, g.input, g.threads, g.scratch,
+                       out);
   }
   for (std::int64_t i = 0; i < n; ++i) {
     for (int v = 0; v < 4; ++v) {

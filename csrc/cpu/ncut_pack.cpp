@@ -16,14 +16,15 @@ namespace foveate::FOVEATE_ISA {
 namespace {
 
 constexpr std::int64_t kShared = 1 << 22;  // entries above which threads share a look at each
-constexpr std::int64_t kPanel = 16;     // rows that share a panel
-constexpr std::int64_t kTile = 128;     // rows and columns of one piece of work
-constexpr double kScale = 32700;        // of a unit row; a dot stays below 2^31
-constexpr double kWidest = 4.5e8;       // bound of an open pair that cannot overflow
+constexpr std::int64_t kPanel = 16;        // rows that share a panel
+constexpr std::int64_t kTile = 128;        // rows and columns of one piece of work
+constexpr double kScale = 32700;           // of a unit row; a dot stays below 2^31
+constexpr double kWidest = 4.5e8;          // bound of an open pair that cannot overflow
 // Rounding of a cosine to float32, and of norms that are 1 to a few units in the last place.
 constexpr double kSlack = 512;
 
-// Largest magnitude of a row; infinite or NaN if an entry is. Compares bit patterns, which keeps NaN.
+// Largest magnitude of a row; infinite or NaN if an entry is. Compares bit patterns, which keeps
+// NaN.
 float row_peak(const float* row, std::int64_t c) {
   std::int32_t peak = 0;
   for (std::int64_t j = 0; j < c; ++j) {
@@ -89,8 +90,8 @@ std::int64_t normalize(const T* features, const std::uint8_t* masked, std::int64
       const double v = static_cast<double>(row[j]) * scale;
       sums[0] += v * v;
     }
-    const double square = ((sums[0] + sums[4]) + (sums[1] + sums[5])) +
-                          ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+    const double square =
+        ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
     const double divisor = std::max(std::sqrt(square), std::ldexp(1e-12, -exponent));
     for (j = 0; j < c; ++j) out[j] = static_cast<T>(static_cast<double>(row[j]) * scale / divisor);
   }
@@ -180,8 +181,8 @@ void compare_dots(const std::int32_t* dots, std::int32_t high, std::int32_t low,
 
 template <typename T>
 struct Rows {
-  const T* unit;               // [n, c]
-  const std::uint8_t* zero;    // [n]
+  const T* unit;             // [n, c]
+  const std::uint8_t* zero;  // [n]
   std::int64_t n;
   std::int64_t c;
   T tau;
@@ -201,7 +202,8 @@ void pack_tile(const Rows<T>& rows, std::int64_t i0, std::int64_t j0, std::uint3
   std::memset(words, 0, 32 * sizeof(std::uint32_t));
   for (std::int64_t half = 0; 16 * half < width; ++half) {
     const std::int64_t j = j0 + 16 * half;
-    const std::uint32_t inside = width - 16 * half >= 16 ? 0xffffU : (1U << (width - 16 * half)) - 1;
+    const std::uint32_t inside =
+        width - 16 * half >= 16 ? 0xffffU : (1U << (width - 16 * half)) - 1;
     const std::int16_t* b = rows.panels + (j / 16) * pairs * 32;
     for (std::int64_t t = 0; t < height; t += 4) {
       std::int32_t dots[64];
@@ -226,11 +228,11 @@ void pack_tile(const Rows<T>& rows, std::int64_t i0, std::int64_t j0, std::uint3
         above &= wanted;
         for (std::uint32_t left = open & wanted & ~above; left != 0; left &= left - 1) {
           const int u = std::countr_zero(left);
-          const bool bit = rows.zero[i] != 0 || rows.zero[j + u] != 0
-                               ? joined
-                               : static_cast<T>(dot(rows.unit + i * rows.c,
-                                                    rows.unit + (j + u) * rows.c, rows.c)) >
-                                     rows.tau;
+          const bool bit =
+              rows.zero[i] != 0 || rows.zero[j + u] != 0
+                  ? joined
+                  : static_cast<T>(dot(rows.unit + i * rows.c, rows.unit + (j + u) * rows.c,
+                                       rows.c)) > rows.tau;
           above |= (bit ? 1U : 0U) << u;
         }
         words[t + r] |= above << (16 * half);
@@ -260,7 +262,13 @@ void pack(const T* unit, const std::uint8_t* zero, std::int64_t n, std::int64_t 
   }
   const double limit = std::min(std::max(static_cast<double>(static_cast<T>(tau)), -1.001), 1.001);
   const double middle = limit * kScale * kScale;
-  const Rows<T> rows{unit, zero, n, c, static_cast<T>(tau), quantized, margin,
+  const Rows<T> rows{unit,
+                     zero,
+                     n,
+                     c,
+                     static_cast<T>(tau),
+                     quantized,
+                     margin,
                      static_cast<std::int32_t>(std::ceil(middle)),
                      static_cast<std::int32_t>(std::floor(middle))};
   const std::int64_t tiles = (n + kTile - 1) / kTile;

@@ -55,8 +55,7 @@ std::int64_t candidate(const double* x, std::int64_t h, std::int64_t w, int corn
 
 // One image, every stage of it.
 void cut_masks(const std::int64_t* job, int n_masks, double eps, int joined, double iou_threshold,
-               double min_area, int corners, int on_reject, double tol, int max_iter,
-               int threads) {
+               double min_area, int corners, int on_reject, double tol, int max_iter, int threads) {
   const std::int64_t h = job[0];
   const std::int64_t w = job[1];
   const std::int64_t n = h * w;
@@ -92,10 +91,18 @@ void cut_masks(const std::int64_t* job, int n_masks, double eps, int joined, dou
       ncut_paint(painted, joined, n, bits);
       ncut_degrees(bits, n, degrees);
       const auto address = [](auto* pointer) { return reinterpret_cast<std::int64_t>(pointer); };
-      const std::int64_t given[12] = {
-          n, address(bits), kBits, address(degrees), stage > 0 ? address(last.data) : 0,
-          address(reals[0] + stage), address(x), address(reals[2] + stage),
-          address(reals[1] + stage), address(integers + 4 * stage), address(last.data), 0};
+      const std::int64_t given[12] = {n,
+                                      address(bits),
+                                      kBits,
+                                      address(degrees),
+                                      stage > 0 ? address(last.data) : 0,
+                                      address(reals[0] + stage),
+                                      address(x),
+                                      address(reals[2] + stage),
+                                      address(reals[1] + stage),
+                                      address(integers + 4 * stage),
+                                      address(last.data),
+                                      0};
       ncut_solve(given, eps, 1, tol, max_iter, threads);
     } else {
       for (double* values : reals) values[stage] = values[stage - 1];
@@ -187,8 +194,8 @@ int ncut_maskcut(const std::int64_t* jobs, std::int64_t count, int n_masks, doub
   const bool across = count >= threads;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (across && threads > 1)
   for (std::int64_t j = 0; j < count; ++j) {
-    cut_masks(jobs + 12 * j, n_masks, eps, joined, iou_threshold, min_area, corners, on_reject,
-              tol, max_iter, across ? 1 : threads);
+    cut_masks(jobs + 12 * j, n_masks, eps, joined, iou_threshold, min_area, corners, on_reject, tol,
+              max_iter, across ? 1 : threads);
   }
   return 0;
 }

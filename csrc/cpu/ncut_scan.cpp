@@ -145,7 +145,8 @@ void scan(const T* a, std::int64_t n, int threads, double* report) {
   std::int64_t negative = n;
   const std::int64_t tiles = (n + kTile - 1) / kTile;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) \
-    reduction(min : low, bad, negative) reduction(max : high, difference) if (threads > 1 && n >= kShared)
+    reduction(min : low, bad, negative)                            \
+    reduction(max : high, difference) if (threads > 1 && n >= kShared)
   for (std::int64_t tile = 0; tile < tiles; ++tile) {
     const std::int64_t i0 = tile * kTile;
     const std::int64_t i1 = std::min(n, i0 + kTile);
@@ -189,7 +190,8 @@ std::uint32_t compare_word(const T* s, std::int64_t count, T low, T high, bool* 
         const __m256 is_high = _mm256_cmp_ps(v, top, _CMP_EQ_OQ);
         const __m256 is_low = _mm256_cmp_ps(v, bottom, _CMP_EQ_OQ);
         word |= static_cast<std::uint32_t>(_mm256_movemask_ps(is_high)) << (8 * part);
-        other |= static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_or_ps(is_high, is_low))) ^ 255U;
+        other |=
+            static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_or_ps(is_high, is_low))) ^ 255U;
       }
     } else {
       const __m256d top = _mm256_set1_pd(high);
@@ -199,7 +201,8 @@ std::uint32_t compare_word(const T* s, std::int64_t count, T low, T high, bool* 
         const __m256d is_high = _mm256_cmp_pd(v, top, _CMP_EQ_OQ);
         const __m256d is_low = _mm256_cmp_pd(v, bottom, _CMP_EQ_OQ);
         word |= static_cast<std::uint32_t>(_mm256_movemask_pd(is_high)) << (4 * part);
-        other |= static_cast<std::uint32_t>(_mm256_movemask_pd(_mm256_or_pd(is_high, is_low))) ^ 15U;
+        other |=
+            static_cast<std::uint32_t>(_mm256_movemask_pd(_mm256_or_pd(is_high, is_low))) ^ 15U;
       }
     }
     *two = *two && other == 0;

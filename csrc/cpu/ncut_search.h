@@ -21,25 +21,25 @@ constexpr double kAbsent = -1e3;  // Ritz value of a column that is zero
 // orthonormal to all, continues it.
 struct Search {
   Basis v;
-  std::int64_t cap;        // most Krylov blocks
-  std::int64_t side;       // row length of t
-  double* t;               // [side][side] projected M
-  double* a;               // [side][side] scratch
-  double* q;               // [side][side] Ritz vectors, or their last four entries
-  double* theta;           // [side] Ritz values, descending
-  double* residual;        // [side]
-  double* values;          // [side] scratch
-  double* work;            // [3 side]
-  double* h;               // [blocks of the memory][16]
-  std::int64_t* order;     // [side]
-  double r[16];            // couples the last block to the next
+  std::int64_t cap;     // most Krylov blocks
+  std::int64_t side;    // row length of t
+  double* t;            // [side][side] projected M
+  double* a;            // [side][side] scratch
+  double* q;            // [side][side] Ritz vectors, or their last four entries
+  double* theta;        // [side] Ritz values, descending
+  double* residual;     // [side]
+  double* values;       // [side] scratch
+  double* work;         // [3 side]
+  double* h;            // [blocks of the memory][16]
+  std::int64_t* order;  // [side]
+  double r[16];         // couples the last block to the next
   std::int64_t locked;
   std::int64_t blocks;     // of the basis
   std::int64_t kept;       // Ritz vectors that a restart left at its start, in blocks
   std::int64_t found;      // Ritz pairs
   std::int64_t dimension;  // of the space that is searched
   std::int64_t passes;
-  std::uint64_t fresh;     // next hash column
+  std::uint64_t fresh;  // next hash column
 };
 
 // Hash columns, or two given vectors [2, n] and hash columns, as the first block behind `locked`.

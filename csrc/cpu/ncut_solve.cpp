@@ -1,9 +1,9 @@
 // The top of M = D^-1/2 W D^-1/2 without its trivial vector, float64. Job fields (addresses as
 // integers):
-//   0 n, 1 operand, 2 kind (0 bits, 1 float32 weights, 2 float64 weights), 3 degrees (int32 set bits
-//   of a row, or float64 row sums), 4 start vectors y [2, n] or 0, 5 eigenvalues [k], 6 vectors x
-//   [k, n], 7 residuals [k], 8 gap [1], 9 integers [4]: passes, converged, degenerate, uncertain,
-//   10 last vectors y [2, n] or 0, 11 unused.
+//   0 n, 1 operand, 2 kind (0 bits, 1 float32 weights, 2 float64 weights), 3 degrees (int32 set
+//   bits of a row, or float64 row sums), 4 start vectors y [2, n] or 0, 5 eigenvalues [k], 6
+//   vectors x [k, n], 7 residuals [k], 8 gap [1], 9 integers [4]: passes, converged, degenerate,
+//   uncertain, 10 last vectors y [2, n] or 0, 11 unused.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -18,7 +18,7 @@
 namespace foveate::FOVEATE_ISA {
 namespace {
 
-constexpr std::int64_t kCheck = 12;  // blocks that look for missed vectors before a longer search
+constexpr std::int64_t kCheck = 12;   // blocks that look for missed vectors before a longer search
 constexpr std::int64_t kBeside = 16;  // most Ritz vectors beyond the list that are locked meanwhile
 constexpr double kClear = 2e-4;       // how far below the list such a search must end
 constexpr double kEqual = 1e-10;      // eigenvalues that differ by less are not told apart
@@ -149,9 +149,9 @@ void insert(List& list, const Search& s, std::int64_t count, std::int64_t wanted
 }
 
 // A block of four columns sees at most four copies of an eigenvalue: looks for missed ones with a
-// fresh block orthogonal to the list. At first the Ritz vectors that follow the list are locked too,
-// so that little is left and few passes tell; they are so accurate (see `settled`) that they cannot
-// hide a missed vector.
+// fresh block orthogonal to the list. At first the Ritz vectors that follow the list are locked
+// too, so that little is left and few passes tell; they are so accurate (see `settled`) that they
+// cannot hide a missed vector.
 void find_missed(Search& s, List& list, int k, double tol, int max_iter) {
   const Graph& g = s.v.g;
   const std::int64_t wanted = k + 1;
@@ -222,9 +222,26 @@ void search_pairs(const Graph& g, const double* given, int k, double tol, int ma
   const std::int64_t chunks = (g.n + kChunk - 1) / kChunk;
   Memory basis(4 * g.n * memory), parts(chunks * 16 * (memory + 2)), sums(16 * (memory + 2));
   Memory t(side * side), a(side * side), q(side * side), small(7 * side), h(16 * memory);
-  Search s{{g, basis.data, parts.data, sums.data}, cap, side, t.data, a.data, q.data, small.data,
-           small.data + side, small.data + 2 * side, small.data + 3 * side, h.data,
-           reinterpret_cast<std::int64_t*>(small.data + 6 * side), {}, 0, 0, 0, 0, 0, 0, 0};
+  Search s{{g, basis.data, parts.data, sums.data},
+           cap,
+           side,
+           t.data,
+           a.data,
+           q.data,
+           small.data,
+           small.data + side,
+           small.data + 2 * side,
+           small.data + 3 * side,
+           h.data,
+           reinterpret_cast<std::int64_t*>(small.data + 6 * side),
+           {},
+           0,
+           0,
+           0,
+           0,
+           0,
+           0,
+           0};
   start(s, 0, g.room, given);
   const bool done = find_pairs(s, k, tol, max_iter);
   const std::int64_t wanted = k + 1;
@@ -270,8 +287,7 @@ void ncut_solve(const std::int64_t* job, double eps, int k, double tol, int max_
   // that of NumPy's BLAS does for 30 ms after a call, can hold a shared one up for longer.
   g.threads = n >= (g.kind == kBits ? 6144 : 2048) ? threads : 1;
   g.row_threads = n >= 16384 ? threads : 1;
-  const std::int64_t scratch_size =
-      g.kind == kBits ? 4096 * g.threads : 4 * n * weight_parts(n);
+  const std::int64_t scratch_size = g.kind == kBits ? 4096 * g.threads : 4 * n * weight_parts(n);
   Memory vectors(2 * n), classes(n), input(4 * n), scratch(scratch_size);
   g.scale = vectors.data;
   g.trivial = vectors.data + n;

@@ -189,36 +189,36 @@ void by_outputs(const Tile<T>& t, T* dot, int64_t ld, int64_t rows, int64_t row0
 
 }  // namespace
 
-#define FOVEATE_SIGMOID(T)                                                                        \
-  {                                                                                               \
-    const Tile<T> t{static_cast<T>(scale),                                                        \
-                    static_cast<T>(bias),                                                         \
-                    static_cast<T>(gamma),                                                        \
-                    columns,                                                                      \
-                    col0,                                                                         \
-                    form,                                                                         \
-                    diagonal,                                                                     \
-                    a,                                                                            \
-                    b,                                                                            \
-                    c,                                                                            \
-                    ignore_x,                                                                     \
-                    ignore_y,                                                                     \
-                    static_cast<const T*>(row_share),                                             \
-                    static_cast<const T*>(col_share),                                             \
-                    static_cast<const T*>(row_weight),                                            \
-                    static_cast<const T*>(col_weight),                                            \
-                    static_cast<T>(pos_weight),                                                   \
-                    static_cast<T>(neg_weight)};                                                  \
-    T* tile = static_cast<T*>(dot);                                                               \
-    if (gamma == 0) {                                                                             \
+#define FOVEATE_SIGMOID(T)                                                                         \
+  {                                                                                                \
+    const Tile<T> t{static_cast<T>(scale),                                                         \
+                    static_cast<T>(bias),                                                          \
+                    static_cast<T>(gamma),                                                         \
+                    columns,                                                                       \
+                    col0,                                                                          \
+                    form,                                                                          \
+                    diagonal,                                                                      \
+                    a,                                                                             \
+                    b,                                                                             \
+                    c,                                                                             \
+                    ignore_x,                                                                      \
+                    ignore_y,                                                                      \
+                    static_cast<const T*>(row_share),                                              \
+                    static_cast<const T*>(col_share),                                              \
+                    static_cast<const T*>(row_weight),                                             \
+                    static_cast<const T*>(col_weight),                                             \
+                    static_cast<T>(pos_weight),                                                    \
+                    static_cast<T>(neg_weight)};                                                   \
+    T* tile = static_cast<T*>(dot);                                                                \
+    if (gamma == 0) {                                                                              \
       by_outputs<kPlain>(t, tile, ld, rows, row0, loss, grad, threads, row_loss, row_g, row_gdot); \
-    } else if (gamma == 2) {                                                                      \
-      by_outputs<kSquare>(t, tile, ld, rows, row0, loss, grad, threads, row_loss, row_g,          \
-                          row_gdot);                                                              \
-    } else {                                                                                      \
-      by_outputs<kGeneral>(t, tile, ld, rows, row0, loss, grad, threads, row_loss, row_g,         \
-                           row_gdot);                                                             \
-    }                                                                                             \
+    } else if (gamma == 2) {                                                                       \
+      by_outputs<kSquare>(t, tile, ld, rows, row0, loss, grad, threads, row_loss, row_g,           \
+                          row_gdot);                                                               \
+    } else {                                                                                       \
+      by_outputs<kGeneral>(t, tile, ld, rows, row0, loss, grad, threads, row_loss, row_g,          \
+                           row_gdot);                                                              \
+    }                                                                                              \
   }
 
 void sigmoid_loss_fwd(void* dot, int dtype, int64_t ld, int64_t rows, int64_t columns, int64_t row0,

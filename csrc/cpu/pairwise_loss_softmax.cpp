@@ -8,7 +8,7 @@
 namespace foveate::FOVEATE_ISA {
 namespace {
 
-constexpr int64_t kBand = 64;  // rows whose column sums stay in T, whatever the number of threads
+constexpr int64_t kBand = 64;    // rows whose column sums stay in T, whatever the number of threads
 constexpr int64_t kChain = 128;  // columns whose sums stay in T before they go to double
 // Maxima this close to the tile's share one exponential: e^(z - top) serves the row and the column.
 constexpr double kShared = 30;
@@ -98,8 +98,8 @@ double run_sum(const Row<T>& row, const T* dot, int64_t from, int64_t to, T row_
   return total;
 }
 
-// g = a e^(z - row_origin) + b_j e^(z - col_origin_j) in place; with Shared one exponential. Returns
-// the sum of g dot.
+// g = a e^(z - row_origin) + b_j e^(z - col_origin_j) in place; with Shared one exponential.
+// Returns the sum of g dot.
 template <bool Ignore, bool Rows, bool Columns, bool Shared, typename T>
 double run_grad(const Row<T>& row, T* dot, int64_t from, int64_t to, T a, T row_origin, const T* b,
                 const T* col_origin) {
@@ -208,8 +208,9 @@ void tile_lse(const Tile<T>& t, const T* dot, int64_t ld, int64_t rows, int64_t 
       for (int part = 0; part < 2; ++part) {
         const int64_t begin = part == 0 ? 0 : split + 1;
         const int64_t end = part == 0 ? split : width;
-        sum += shared ? run_sum<Ignore, Columns, true>(row, line, begin, end, from, col_high, sums)
-                      : run_sum<Ignore, Columns, false>(row, line, begin, end, from, col_high, sums);
+        sum += shared
+                   ? run_sum<Ignore, Columns, true>(row, line, begin, end, from, col_high, sums)
+                   : run_sum<Ignore, Columns, false>(row, line, begin, end, from, col_high, sums);
       }
       const double own = double(origin(row_high[i]));
       if (sum != 0) sum *= std::exp(double(from) - own);
@@ -258,22 +259,20 @@ void grad_rows(const Tile<T>& t, T* dot, int64_t ld, int64_t rows, int64_t row0,
       from = static_cast<T>(start);
       a = static_cast<T>(double(by_row.factor[global]) * std::exp((start - high) - rest));
     }
-    double gdot = run_grad<Ignore, Rows, Columns, Shared>(row, line, 0, split, a, from, b,
-                                                           col_origin);
+    double gdot =
+        run_grad<Ignore, Rows, Columns, Shared>(row, line, 0, split, a, from, b, col_origin);
     if (at >= 0) {
       const T d = line[at];
       const double z = double(t.scale * d);
       double g = 0;
       if constexpr (Rows) {
-        g += double(by_row.factor[global]) *
-             std::expm1((z - double(by_row.state[2 * global])) -
-                        double(by_row.state[2 * global + 1]));
+        g += double(by_row.factor[global]) * std::expm1((z - double(by_row.state[2 * global])) -
+                                                        double(by_row.state[2 * global + 1]));
       }
       if constexpr (Columns) {
         const int64_t column = t.col0 + at;
-        g += double(by_col.factor[column]) *
-             std::expm1((z - double(by_col.state[2 * column])) -
-                        double(by_col.state[2 * column + 1]));
+        g += double(by_col.factor[column]) * std::expm1((z - double(by_col.state[2 * column])) -
+                                                        double(by_col.state[2 * column + 1]));
       }
       line[at] = static_cast<T>(g);
       gdot += g * double(d);

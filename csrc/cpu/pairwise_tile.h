@@ -1,5 +1,5 @@
-// The pairs of a tile, as the kernels of pairwise_loss read them. Internal linkage only: the header is
-// compiled into every instruction set.
+// The pairs of a tile, as the kernels of pairwise_loss read them. Internal linkage only: the header
+// is compiled into every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,8 @@ struct Tile {
 };
 
 // The first of a row's entries at a column of at least `column`.
-[[maybe_unused]] int64_t first_entry(const int64_t* columns, int64_t begin, int64_t end, int64_t column) {
+[[maybe_unused]] int64_t first_entry(const int64_t* columns, int64_t begin, int64_t end,
+                                     int64_t column) {
   while (begin < end) {
     const int64_t middle = begin + (end - begin) / 2;
     if (columns[middle] < column) {
@@ -52,7 +53,8 @@ template <typename T>
 
 // Targets of the n pairs from column j0 of the tile; i is the row in the tile.
 template <typename T>
-[[maybe_unused]] void fill_targets(const Tile<T>& t, int64_t i, int64_t row, int64_t j0, int64_t n, T* out) {
+[[maybe_unused]] void fill_targets(const Tile<T>& t, int64_t i, int64_t row, int64_t j0, int64_t n,
+                                   T* out) {
   const int64_t first = t.col0 + j0;
   for (int64_t j = 0; j < n; ++j) out[j] = T(0);
   if (t.form == 1 || t.form == 2) {

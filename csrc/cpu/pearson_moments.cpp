@@ -74,8 +74,7 @@ void moments_of_tokens(const Src* x, const Shape& s, const double* wh, const dou
           const int64_t y = grid == 1 ? 0 : k % grid / s.w;
           const int64_t column = grid == 1 ? 0 : k % s.w;
           const int64_t image = grid == 1 ? k : k / grid;
-          const Src* row =
-              x + image * s.stride_n + y * s.stride_h + column * s.stride_w + c0;
+          const Src* row = x + image * s.stride_n + y * s.stride_h + column * s.stride_w + c0;
           const C weight = static_cast<C>(wh[y] * ww[column]);
 #pragma omp simd
           for (int64_t i = 0; i < width; ++i) {

@@ -1,7 +1,6 @@
-#include "ncut.h"
-
 #include <cuda_runtime.h>
 
+#include "ncut.h"
 #include "ncut_solve.cuh"
 
 namespace foveate {
@@ -28,12 +27,10 @@ void prepare(int n, int k, int images, const Shape& shape, cudaStream_t stream, 
   launch->cluster.val.clusterDim.y = 1;
   launch->cluster.val.clusterDim.z = 1;
   launch->config = cudaLaunchConfig_t{};
-  launch->config.gridDim =
-      dim3(static_cast<unsigned>(shape.blocks), static_cast<unsigned>(images));
+  launch->config.gridDim = dim3(static_cast<unsigned>(shape.blocks), static_cast<unsigned>(images));
   launch->config.blockDim = dim3(kThreads);
   launch->config.dynamicSmemBytes =
-      sizeof(double) *
-      static_cast<std::size_t>(shared_doubles(n, k, shape.blocks, shape.resident));
+      sizeof(double) * static_cast<std::size_t>(shared_doubles(n, k, shape.blocks, shape.resident));
   launch->config.stream = stream;
   launch->config.attrs = &launch->cluster;
   launch->config.numAttrs = shape.blocks > 1 ? 1 : 0;
@@ -48,8 +45,7 @@ int widest_cluster(int n, int k) {
   const bool fine =
       cudaFuncSetAttribute(ncut_lanczos_kernel, cudaFuncAttributeNonPortableClusterSizeAllowed,
                            1) == cudaSuccess &&
-      cudaOccupancyMaxActiveClusters(&clusters, ncut_lanczos_kernel, &wide.config) ==
-          cudaSuccess &&
+      cudaOccupancyMaxActiveClusters(&clusters, ncut_lanczos_kernel, &wide.config) == cudaSuccess &&
       clusters > 0;
   if (!fine) cudaGetLastError();  // the refusal is an answer, not an error of the launch to come
   return fine ? kWidest : kMostBlocks;
@@ -81,12 +77,12 @@ std::int64_t ncut_scratch(int n, int k) { return carve(nullptr, n, k).size; }
 
 int ncut_lanczos(const void* operand, int kind, const std::int64_t* tokens, const double* eps,
                  int b, int n, int k, double tol, int max_iter, double* scratch,
-                 std::uintptr_t stream, double* eigenvalues, double* eigenvectors,
-                 double* residual, double* gap, std::int64_t* iterations, std::uint8_t* converged,
+                 std::uintptr_t stream, double* eigenvalues, double* eigenvectors, double* residual,
+                 double* gap, std::int64_t* iterations, std::uint8_t* converged,
                  std::uint8_t* degenerate, std::int64_t* uncertain) {
-  const NcutBatch batch{operand,      kind,     tokens, eps,        n,         k,
-                        tol,          max_iter, scratch, eigenvalues, eigenvectors, residual,
-                        gap,          iterations, converged, degenerate, uncertain};
+  const NcutBatch batch{operand,   kind,       tokens,      eps,          n,        k,   tol,
+                        max_iter,  scratch,    eigenvalues, eigenvectors, residual, gap, iterations,
+                        converged, degenerate, uncertain};
   int device = 0;
   int room = 0;
   int processors = 0;
@@ -99,8 +95,8 @@ int ncut_lanczos(const void* operand, int kind, const std::int64_t* tokens, cons
   if (status != cudaSuccess) return static_cast<int>(status);
   status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (status != cudaSuccess) return static_cast<int>(status);
-  status = cudaFuncSetAttribute(ncut_lanczos_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                room);
+  status =
+      cudaFuncSetAttribute(ncut_lanczos_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, room);
   if (status != cudaSuccess) return static_cast<int>(status);
   const int most = major >= 9 ? kMostBlocks : 1;
   Shape shape = shape_of(kind, b, n, k, room, processors, most, most);
@@ -111,8 +107,8 @@ int ncut_lanczos(const void* operand, int kind, const std::int64_t* tokens, cons
     const int images = b - first < kMostImages ? b - first : kMostImages;
     Launch part;
     prepare(n, k, images, shape, reinterpret_cast<cudaStream_t>(stream), &part);
-    status = cudaLaunchKernelEx(&part.config, ncut_lanczos_kernel, from(batch, first),
-                                shape.resident);
+    status =
+        cudaLaunchKernelEx(&part.config, ncut_lanczos_kernel, from(batch, first), shape.resident);
     if (status != cudaSuccess) return static_cast<int>(status);
   }
   return 0;

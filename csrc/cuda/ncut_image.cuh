@@ -12,11 +12,11 @@
 namespace foveate {
 namespace {
 
-constexpr int kChunk = 128;       // rows of one partial sum; a block owns whole chunks
-constexpr int kTile = 512;        // tokens whose entries are in shared memory at a time
-constexpr int kDense = 64;        // tokens up to which the whole spectrum is computed
-constexpr int kClasses = 2;       // tokens of equal rows: a, joined to none or all; b, isolated
-constexpr int kPairBlocks = 5;    // blocks of four that hold k + 1 pairs, or what a restart keeps
+constexpr int kChunk = 128;     // rows of one partial sum; a block owns whole chunks
+constexpr int kTile = 512;      // tokens whose entries are in shared memory at a time
+constexpr int kDense = 64;      // tokens up to which the whole spectrum is computed
+constexpr int kClasses = 2;     // tokens of equal rows: a, joined to none or all; b, isolated
+constexpr int kPairBlocks = 5;  // blocks of four that hold k + 1 pairs, or what a restart keeps
 
 FOVEATE_BOTH int basis_cap(int k) { return 16 + k; }
 FOVEATE_BOTH int ritz_side(int k) {
@@ -35,37 +35,37 @@ struct Entry {
 
 // What the warp that solves the Ritz problem tells the others.
 struct Verdict {
-  int found;     // searched pairs
-  int listed;    // entries
-  int settled;   // residuals are small enough
-  int exact;     // and as small as rounding lets them be
-  double gap;    // between the first two entries
+  int found;    // searched pairs
+  int listed;   // entries
+  int settled;  // residuals are small enough
+  int exact;    // and as small as rounding lets them be
+  double gap;   // between the first two entries
 };
 
 // An image's scratch, in global memory.
 struct Memory {
-  double* scale;     // [n] D^-1/2
-  double* trivial;   // [n] unit
-  int* label;        // [n] 1 + class, or 0
-  int* place;        // [n] number of the token in its class; before that, its bits
-  double* spare;     // [n][4]
-  double* image;     // [n][4] a product
-  double* basis;     // [cap + 1][n][4]
-  double* pairs;     // [kPairBlocks][n][4]
-  double* t;         // [side, side] the projected matrix
-  double* a;         // [side, side] overwritten by its diagonalisation
-  double* q;         // [side, side] its eigenvectors
-  double* values;    // [side] its eigenvalues
-  double* work;      // [5 side]
-  double* theta;     // [side] Ritz values, descending
-  double* residual;  // [side]
-  double* h;         // [side][4] products of the last block with the basis
-  double* r;         // [4, 4] triangular factor of the next block
-  double* partial;   // [2, 16 (cap + 1) chunks] sums over chunks, of this reduction and the last
-  int* order;        // [side] row of q of each Ritz value
-  int* span;         // [2]
-  Entry* entries;    // [k + 1]
-  Verdict* verdict;  // [1]
+  double* scale;      // [n] D^-1/2
+  double* trivial;    // [n] unit
+  int* label;         // [n] 1 + class, or 0
+  int* place;         // [n] number of the token in its class; before that, its bits
+  double* spare;      // [n][4]
+  double* image;      // [n][4] a product
+  double* basis;      // [cap + 1][n][4]
+  double* pairs;      // [kPairBlocks][n][4]
+  double* t;          // [side, side] the projected matrix
+  double* a;          // [side, side] overwritten by its diagonalisation
+  double* q;          // [side, side] its eigenvectors
+  double* values;     // [side] its eigenvalues
+  double* work;       // [5 side]
+  double* theta;      // [side] Ritz values, descending
+  double* residual;   // [side]
+  double* h;          // [side][4] products of the last block with the basis
+  double* r;          // [4, 4] triangular factor of the next block
+  double* partial;    // [2, 16 (cap + 1) chunks] sums over chunks, of this reduction and the last
+  int* order;         // [side] row of q of each Ritz value
+  int* span;          // [2]
+  Entry* entries;     // [k + 1]
+  Verdict* verdict;   // [1]
   std::int64_t size;  // doubles in all
 };
 
@@ -186,8 +186,8 @@ FOVEATE_DEVICE void reduce(const Image& g, int items, Term term) {
 // acc[v] += the row's bits times the tile that begins with word q0.
 FOVEATE_DEVICE void add_bits(const Image& g, int row, int q0, int q1, double* acc) {
   for (int q = q0; q < q1; ++q) {
-    const std::uint32_t word = g.words[q * static_cast<std::int64_t>(g.words_step) + row -
-                                       g.words_row];
+    const std::uint32_t word =
+        g.words[q * static_cast<std::int64_t>(g.words_step) + row - g.words_row];
     const double* x = g.tile + 128 * (q - q0);
     FOVEATE_UNROLL
     for (int t = 0; t < 32; ++t) {
@@ -322,8 +322,8 @@ FOVEATE_SHARED_CODE void project_column(const Image& g, double* w, int c) {
 
 // In [-1, 1): splitmix64 of index and column.
 FOVEATE_DEVICE double counter_hash(int index, int column) {
-  std::uint64_t x = (static_cast<std::uint64_t>(index) << 20) +
-                    static_cast<std::uint64_t>(column) + 0x9e3779b97f4a7c15ULL;
+  std::uint64_t x = (static_cast<std::uint64_t>(index) << 20) + static_cast<std::uint64_t>(column) +
+                    0x9e3779b97f4a7c15ULL;
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
   x ^= x >> 31;

@@ -14,7 +14,7 @@ namespace {
 constexpr double kFloor = 4 * 2.220446049250313e-16;
 constexpr double kExact = 1e-13;  // a residual that rounding does not let fall further
 constexpr double kDegenerate = 1e-9;
-constexpr double kDead = -1e3;    // Ritz value of a column that is zero
+constexpr double kDead = -1e3;  // Ritz value of a column that is zero
 
 FOVEATE_DEVICE bool leads(const Image& g) { return g.rank == 0 && g.thread < 32; }
 
@@ -54,8 +54,8 @@ FOVEATE_SHARED_CODE void describe(Image& g) {
     if (g.kind != 0) return;
     if (m.place[i] == joined_of_a) m.label[i] = 1;
     if (m.place[i] == 1) {
-      const std::uint32_t word = g.words[i / 32 * static_cast<std::int64_t>(g.words_step) + i -
-                                         g.words_row];
+      const std::uint32_t word =
+          g.words[i / 32 * static_cast<std::int64_t>(g.words_step) + i - g.words_row];
       if ((word >> (i % 32) & 1U) != 0) m.label[i] = 2;
     }
   });
@@ -237,8 +237,8 @@ FOVEATE_SHARED_CODE void solve_dense(const Image& g, int room, int k) {
   const double below = 2 + sqrt(g.sums[0]);
   each_row(g, [&](int i) {
     for (int j = 0; j < n; ++j) {
-      s.a[i * n + j] = (s.t[i * n + j] + s.t[j * n + i]) / 2 -
-                       below * (s.q[i * n + j] + s.q[j * n + i]) / 2;
+      s.a[i * n + j] =
+          (s.t[i * n + j] + s.t[j * n + i]) / 2 - below * (s.q[i * n + j] + s.q[j * n + i]) / 2;
     }
   });
   device::sync_cluster();
@@ -311,8 +311,8 @@ FOVEATE_SHARED_CODE int search(const Image& g, int room, int k, double tol, int 
       if (done && verdict.exact == 0 && s.entries[0].search >= 0) {
         expand(g, s.entries[0].search, *m, s.spare, 1);
         each_row(g, [&](int i) { s.spare[i] *= s.scale[i]; });
-        done = undecided(g, s.spare, verdict.gap, s.entries[0].residual,
-                         s.entries[1].residual) == 0;
+        done =
+            undecided(g, s.spare, verdict.gap, s.entries[0].residual, s.entries[1].residual) == 0;
       }
       // Equal eigenvalues hide from one start block: one more pass looks for them.
       if (done && (verified || full)) return passes;
@@ -413,8 +413,8 @@ FOVEATE_SHARED_CODE void report(const Image& g, const NcutBatch& batch, int imag
     }
   }
   device::sync_cluster();
-  const int open = undecided(g, x, s.entries[0].value - s.entries[1].value,
-                             s.entries[0].residual, s.entries[1].residual);
+  const int open = undecided(g, x, s.entries[0].value - s.entries[1].value, s.entries[0].residual,
+                             s.entries[1].residual);
   if (g.rank == 0 && g.thread == 0) {
     batch.gap[image] = gap;
     batch.iterations[image] = passes;
